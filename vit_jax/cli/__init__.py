@@ -1,0 +1,1 @@
+"""Commands over the rooms: `python -m vit_jax.cli.NAME --help`."""

@@ -1,0 +1,258 @@
+"""Every configuration field with its type, default, meaning and check.
+
+`default()` is the tree that config files start from, `parse` turns the edited tree into frozen dataclasses,
+`override` applies one `section.field=value` of the command line. Imports neither jax nor flax.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from vit_jax import fields
+from vit_jax.fields import at_least, fail, field, rate, section
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Architecture and numerics: all that is needed, with a class count, to build the module."""
+
+    image_size: int | tuple[int, int] = field(224, "input pixels: a square's side, or (height, width)")
+    patch_size: int = field(16, "side of a square patch, in pixels")
+    width: int = field(192, "features a token")
+    depth: int = field(12, "encoder blocks")
+    heads: int = field(3, "attention heads a block")
+    mlp_width: int = field(768, "hidden features of a block's MLP")
+    classes: int = field(0, "output classes; 0: as many as the data set has")
+    class_token: bool = field(True, "prepend a learned class token")
+    posemb: Literal["learned", "sincos2d", "none"] = field("learned", "position embedding")
+    posemb_class_slot: bool = field(True, "learned positions cover the class token too, as in official files")
+    pooling: Literal["token", "gap", "map"] = field("token", "class token, mean of patches, or attention")
+    pre_logits: int = field(0, "features of a Dense + tanh before the head; 0: none")
+    dropout: float = field(0.0, "dropout rate after the embedding, the attention and both MLP layers")
+    stochastic_depth: float = field(0.0, "drop rate of the last block's branches, growing linearly from 0")
+    gelu: Literal["tanh", "exact"] = field("tanh", "GELU form; the official files use tanh")
+    norm_eps: float = field(1e-6, "epsilon of every LayerNorm")
+    head_bias: float = field(0.0, "initial bias of the zero-initialised head")
+    dtype: Literal["float32", "bfloat16"] = field("float32", "of matrix products; parameters stay float32")
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """(rows, columns) of the patch grid."""
+        h, w = self.image_hw
+        return h // self.patch_size, w // self.patch_size
+
+    def __post_init__(self) -> None:
+        p = self.patch_size
+        for name in ("patch_size", "width", "depth", "heads", "mlp_width"):
+            at_least(f"model.{name}", getattr(self, name), 1)
+        for px in self.image_hw:
+            if px < p or px % p:
+                near = f"{px // p * p} or {(px // p + 1) * p}" if px > p else str(p)
+                fail(f"model.image_size={px} is not a multiple of model.patch_size={p}: use {near}")
+        if self.width % self.heads:
+            fits = [h for h in range(1, self.width + 1) if self.width % h == 0]
+            near = min(fits, key=lambda h: abs(h - self.heads))
+            fail(f"model.heads={self.heads} does not divide model.width={self.width}: use {near} heads")
+        if self.posemb == "sincos2d" and self.width % 4:
+            fail(f"model.width={self.width} is not a multiple of 4, which model.posemb=sincos2d needs")
+        if self.pooling == "token" and not self.class_token:
+            fail("model.pooling=token needs model.class_token=True: set it, or use pooling=gap or map")
+        for name in ("classes", "pre_logits"):
+            at_least(f"model.{name}", getattr(self, name), 0)
+        for name in ("dropout", "stochastic_depth"):
+            rate(f"model.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From a decoded image to what the model sees when it is used: travels with every checkpoint."""
+
+    channels: Literal[1, 3] = field(3, "1 converts images to grey, 3 to RGB")
+    resize: Literal["squash", "crop"] = field("squash", "to the exact size, or short side then centre crop")
+    crop_fraction: float = field(0.875, "image size over short side, with resize=crop")
+    filter: Literal["bilinear", "bicubic"] = field("bilinear", "resize filter (Pillow's, antialiased)")
+    mean: tuple[float, ...] = field((0.5,), "subtracted from pixels in [0, 1]: one value, or one a channel")
+    std: tuple[float, ...] = field((0.5,), "divides pixels after mean: one value, or one a channel")
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.channels):
+                value = getattr(self, name)
+                fail(f"data.{name}={value} has neither 1 nor data.channels={self.channels} values")
+        if min(self.std) <= 0:
+            fail(f"data.std={self.std} must be above 0")
+        if not 0 < self.crop_fraction <= 1:
+            fail(f"data.crop_fraction={self.crop_fraction} is not in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Preprocess):
+    """Where images come from and what training does to them on the host."""
+
+    name: str = field("digits", "digits, folder, or the name of a prepared TFDS data set")
+    dir: str = field("", "folder of class folders, or TFDS data directory")
+    train_split: str = field("train", "split to train on, e.g. train[:98%]")
+    eval_split: str = field("", "split to evaluate on; empty: validation, val or test, whichever exists")
+    augment: Literal["none", "pad", "inception"] = field(
+        "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
+    )
+    pad_px: int = field(4, "largest shift of augment=pad, in pixels")
+    min_area: float = field(0.05, "smallest area of the inception crop, as a fraction of the image")
+    flip: bool = field(True, "flip left-right at random in training")
+    threads: int = field(8, "loader threads; each makes whole batches; 0: in the training thread")
+    prefetch: int = field(4, "batches made ahead")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.min_area <= 1:
+            fail(f"data.min_area={self.min_area} is not in (0, 1]")
+        for name in ("pad_px", "threads", "prefetch"):
+            at_least(f"data.{name}", getattr(self, name), 0)
+        if self.name == "folder" and not self.dir:
+            fail("data.name=folder needs data.dir: the folder that holds one folder a class")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adamw", "sgd"] = field("adamw", "AdamW, or SGD with momentum")
+    lr: float = field(1e-3, "peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = field("cosine", "decay after warm-up, to 0")
+    warmup_steps: int = field(0, "steps of linear warm-up from 0")
+    momentum: float = field(0.9, "SGD momentum")
+    beta1: float = field(0.9, "AdamW: decay of the gradient mean")
+    beta2: float = field(0.999, "AdamW: decay of the squared gradient mean")
+    eps: float = field(1e-8, "AdamW: added to the root of the squared mean")
+    weight_decay: float = field(0.0, "decoupled, times the learning rate; kernels only")
+    clip_norm: float = field(0.0, "largest global gradient norm; 0: no clipping")
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            fail(f"optim.lr={self.lr} must be above 0")
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            at_least(f"optim.{name}", getattr(self, name), 0)
+        for name in ("momentum", "beta1", "beta2"):
+            rate(f"optim.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Length of the run and how often it evaluates, saves and reports."""
+
+    steps: int = field(0, "optimizer steps; 0: given by epochs")
+    epochs: float = field(0.0, "passes over the training split; 0: given by steps")
+    batch_size: int = field(128, "examples a step, over all devices and hosts")
+    eval_batch_size: int = field(0, "examples an evaluation batch; 0: as batch_size")
+    eval_every: int = field(0, "steps between evaluations; 0: only at the end")
+    checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved")
+    keep: int = field(2, "newest checkpoints kept; the best is kept apart")
+    log_every: int = field(50, "steps between log lines and metrics")
+
+    def __post_init__(self) -> None:
+        if bool(self.steps) == bool(self.epochs):
+            fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
+        for name in ("steps", "epochs", "eval_batch_size", "eval_every"):
+            at_least(f"train.{name}", getattr(self, name), 0)
+        for name in ("batch_size", "checkpoint_every", "keep", "log_every"):
+            at_least(f"train.{name}", getattr(self, name), 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    seed: int = field(0, "of every random choice: parameters, order, augmentation, dropout")
+    device: Literal["any", "cpu", "gpu", "tpu"] = field("any", "what to run on; any: the best there is")
+    fsdp: int = field(1, "devices that split parameters and optimizer state")
+    model: Model = section(Model)
+    data: Data = section(Data)
+    optim: Optim = section(Optim)
+    train: Train = section(Train)
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0)
+        at_least("fsdp", self.fsdp, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What makes a tree of parameters usable: kept beside them in every checkpoint."""
+
+    model: Model = section(Model)
+    preprocess: Preprocess = section(Preprocess)
+    class_names: tuple[str, ...] = field((), "one name a class; empty: unknown")
+
+
+def default() -> ConfigDict:
+    """The tree of all fields at their defaults, for config files to edit."""
+    tree = ConfigDict(type_safe=False)
+    for name, f in fields.leaves(Config).items():
+        _set(tree, name, f.default)
+    return tree
+
+
+def load_file(reference: str) -> ConfigDict:
+    """Run `get_config(arg)` of `path/file.py` or `path/file.py:arg`. Raises UserError if there is none."""
+    path, _, arg = reference.partition(":")
+    spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        fail(f"--config={reference}: no config file at {path}: try configs/quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        fail(f"--config={reference}: {path} has no get_config(arg) that returns a ConfigDict")
+    return module.get_config(arg)
+
+
+def override(tree: ConfigDict, assignment: str) -> None:
+    """Apply `section.field=text` to `tree`, reading the text as the field's type. Raises UserError."""
+    name, equals, text = assignment.partition("=")
+    if not equals:
+        fail(f"{name}: no value given: write {name}=VALUE")
+    _set(tree, name, fields.read(Config, name, text))
+
+
+def parse(tree: ConfigDict | dict[str, Any]) -> Config:
+    """Check `tree` whole and freeze it. Raises UserError for an unknown field or a bad value."""
+    return fields.build(Config, tree.to_dict() if isinstance(tree, ConfigDict) else tree)
+
+
+def parse_spec(tree: dict[str, Any]) -> Spec:
+    """The Spec of a plain dict. Raises UserError as `parse` does."""
+    return fields.build(Spec, tree)
+
+
+def to_dict(cfg: Config | Spec) -> dict[str, Any]:
+    """Nested plain dict; `parse(to_dict(cfg)) == cfg`, also after a trip through JSON."""
+    return dataclasses.asdict(cfg)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """One `field: old -> new` a changed field."""
+    pairs = [(name, _get(old, name), _get(new, name)) for name in fields.leaves(Config)]
+    return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
+
+
+def _set(tree: ConfigDict, name: str, value: Any) -> None:
+    part, _, rest = name.partition(".")
+    if not rest:
+        tree[part] = value
+    else:
+        if part not in tree:
+            tree[part] = ConfigDict(type_safe=False)
+        _set(tree[part], rest, value)
+
+
+def _get(cfg: Config, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), cfg)

@@ -1,0 +1,1 @@
+"""Images from a source to host batches. Knows no jax."""

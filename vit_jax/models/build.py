@@ -1,0 +1,29 @@
+"""From a config section to a module and its parameters."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config import Model
+from vit_jax.models.vit import ViT
+
+
+def build(cfg: Model, *, classes: int = 0) -> nn.Module:
+    """The module of `cfg`. `classes` stands in for `cfg.classes=0` (as many as the data has)."""
+    cfg = dataclasses.replace(cfg, classes=cfg.classes or classes)
+    if not cfg.classes:
+        raise ValueError("build needs a class count: set cfg.classes or pass classes")
+    return ViT(cfg)
+
+
+def init(model: nn.Module, key: jax.Array, *, image_hw: tuple[int, int], channels: int) -> Any:
+    """Fresh float32 parameters; pure, so that it runs under jit, with shardings, or under `eval_shape`."""
+    return model.init(key, jnp.zeros((1, *image_hw, channels), jnp.float32))["params"]
+
+
+def count(params: Any) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(x.size for x in jax.tree.leaves(params))

@@ -1,0 +1,114 @@
+"""The parts of an encoder block.
+
+Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features a head, f MLP width.
+Parameters are float32; matrix products run in `cfg.dtype`; norm statistics and softmax in float32.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config import Model
+
+XAVIER = nn.initializers.xavier_uniform()
+MLP_BIAS = nn.initializers.normal(1e-6)  # as in the published code
+
+
+class Norm(nn.Module):
+    """LayerNorm over the last axis, statistics and scaling in float32. arXiv:1607.06450."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.cfg.norm_eps)
+        return _affine(y, scale, bias).astype(x.dtype)
+
+
+class Mlp(nn.Module):
+    """gelu(x U + a) V + b, with dropout after each layer."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+        cfg, width = self.cfg, x_bnd.shape[-1]
+        y_bnf = dense(cfg, cfg.mlp_width, "up", bias_init=MLP_BIAS)(x_bnd)
+        y_bnf = jax.nn.gelu(y_bnf, approximate=cfg.gelu == "tanh")
+        y_bnf = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnf)
+        y_bnd = dense(cfg, width, "down", bias_init=MLP_BIAS)(y_bnf)
+        return nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
+
+
+class Attention(nn.Module):
+    """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, source_bmd: jax.Array) -> jax.Array:
+        cfg, width = self.cfg, x_bnd.shape[-1]
+        head_width = width // cfg.heads
+        project = lambda name, y: nn.DenseGeneral(
+            (cfg.heads, head_width), dtype=cfg.dtype, kernel_init=XAVIER, name=name
+        )(y)
+        q_bnhk = project("query", x_bnd)
+        k_bmhk = project("key", source_bmd)
+        v_bmhk = project("value", source_bmd)
+        s_bhnm = jnp.einsum("bnhk,bmhk->bhnm", q_bnhk, k_bmhk, preferred_element_type=jnp.float32)
+        p_bhnm = jax.nn.softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
+        y_bnhk = jnp.einsum("bhnm,bmhk->bnhk", p_bhnm, v_bmhk)
+        return nn.DenseGeneral(width, axis=(-2, -1), dtype=cfg.dtype, kernel_init=XAVIER, name="out")(y_bnhk)
+
+
+class Block(nn.Module):
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    `drop_rate` is the chance of dropping each branch of an example, the kept ones scaled by 1/(1 - rate)
+    (stochastic depth, arXiv:1603.09382).
+    """
+
+    cfg: Model
+    drop_rate: float
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+        cfg = self.cfg
+        # One draw an example: the mask spans tokens and features.
+        drop_path = lambda: nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=not train)
+        y_bnd = Norm(cfg, name="norm1")(x_bnd)
+        y_bnd = Attention(cfg, name="attention")(y_bnd, y_bnd)
+        y_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
+        x_bnd = x_bnd + drop_path()(y_bnd)
+        y_bnd = Norm(cfg, name="norm2")(x_bnd)
+        y_bnd = Mlp(cfg, name="mlp")(y_bnd, train=train)
+        return x_bnd + drop_path()(y_bnd)
+
+
+class MapPool(nn.Module):
+    """Attention pooling by one learned probe, then a residual MLP. arXiv:2106.04560 appendix A."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+        b, _, d = x_bnd.shape
+        probe_11d = self.param("probe", XAVIER, (1, 1, d), jnp.float32)
+        probe_b1d = jnp.broadcast_to(probe_11d, (b, 1, d)).astype(x_bnd.dtype)
+        x_b1d = Attention(self.cfg, name="attention")(probe_b1d, x_bnd)
+        y_b1d = Norm(self.cfg, name="norm")(x_b1d)
+        return (x_b1d + Mlp(self.cfg, name="mlp")(y_b1d, train=train))[:, 0]
+
+
+def dense(cfg: Model, features: int, name: str, *, bias_init: nn.initializers.Initializer) -> nn.Dense:
+    """A Dense layer of the encoder: float32 parameters, product in `cfg.dtype`."""
+    return nn.Dense(features, dtype=cfg.dtype, kernel_init=XAVIER, bias_init=bias_init, name=name)
+
+
+def _affine(y: jax.Array, scale_d: jax.Array, bias_d: jax.Array) -> jax.Array:
+    shape = (1,) * (y.ndim - 1) + scale_d.shape  # ranks are never promoted silently
+    return y * scale_d.reshape(shape) + bias_d.reshape(shape)

@@ -1,0 +1,106 @@
+"""The Vision Transformer. arXiv:2010.11929.
+
+Dims: b batch, h w pixels or grid, c channels or classes, n tokens, d width, p features before the head.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.config import Model
+from vit_jax.models.layers import Block, MapPool, Norm
+
+TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
+
+
+class ViT(nn.Module):
+    """Images to logits. `cfg.classes` must be set: 0 is for a config that has not met its data yet."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, images_bhwc: jax.Array, *, train: bool = False) -> jax.Array:
+        """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
+
+        With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`.
+        """
+        cfg = self.cfg
+        x_bnd = Embed(cfg, name="embed")(images_bhwc)
+        x_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(x_bnd)
+        for i, rate in enumerate(np.linspace(0.0, cfg.stochastic_depth, cfg.depth)):
+            x_bnd = Block(cfg, float(rate), name=f"block_{i}")(x_bnd, train=train)
+        x_bnd = Norm(cfg, name="norm")(x_bnd)
+        x_bp = Pool(cfg, name="pool")(x_bnd, train=train)
+        head = nn.Dense(
+            cfg.classes,
+            dtype=jnp.float32,
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(cfg.head_bias),
+            name="head",
+        )
+        return head(x_bp.astype(jnp.float32))
+
+
+class Embed(nn.Module):
+    """Patches to tokens: linear embedding, class token, position embedding."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, images_bhwc: jax.Array) -> jax.Array:
+        cfg = self.cfg
+        p = (cfg.patch_size, cfg.patch_size)
+        x_bhwd = nn.Conv(cfg.width, p, strides=p, padding="VALID", dtype=cfg.dtype, name="patch")(images_bhwc)
+        b, h, w, d = x_bhwd.shape
+        x_bnd = x_bhwd.reshape(b, h * w, d)
+        covers_class = cfg.posemb == "learned" and cfg.class_token and cfg.posemb_class_slot
+        if not covers_class:
+            x_bnd = self._add_positions(x_bnd, (h, w))
+        if cfg.class_token:
+            token_11d = self.param("class_token", nn.initializers.zeros, (1, 1, d), jnp.float32)
+            token_b1d = jnp.broadcast_to(token_11d, (b, 1, d)).astype(x_bnd.dtype)
+            x_bnd = jnp.concatenate([token_b1d, x_bnd], axis=1)
+        return self._add_positions(x_bnd, (h, w)) if covers_class else x_bnd
+
+    def _add_positions(self, x_bnd: jax.Array, grid_hw: tuple[int, int]) -> jax.Array:
+        cfg = self.cfg
+        if cfg.posemb == "none":
+            return x_bnd
+        if cfg.posemb == "sincos2d":
+            pos_1nd = jnp.asarray(sincos2d(grid_hw, cfg.width))
+        else:
+            shape = (1, *x_bnd.shape[1:])
+            pos_1nd = self.param("positions", nn.initializers.normal(TOKEN_STD), shape, jnp.float32)
+        return x_bnd + pos_1nd.astype(x_bnd.dtype)
+
+
+class Pool(nn.Module):
+    """Tokens to the features that the head sees: [b, n, d] to [b, pre_logits or d]."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+        cfg = self.cfg
+        patches_bnd = x_bnd[:, 1:] if cfg.class_token else x_bnd
+        if cfg.pooling == "token":
+            x_bd = x_bnd[:, 0]
+        elif cfg.pooling == "gap":
+            x_bd = patches_bnd.mean(axis=1, dtype=jnp.float32).astype(x_bnd.dtype)
+        else:
+            x_bd = MapPool(cfg, name="map")(x_bnd, train=train)
+        if cfg.pre_logits:
+            x_bd = jnp.tanh(nn.Dense(cfg.pre_logits, dtype=cfg.dtype, name="pre_logits")(x_bd))
+        return x_bd
+
+
+def sincos2d(grid_hw: tuple[int, int], width: int, *, temperature: float = 10_000.0) -> np.ndarray:
+    """Fixed position embedding [1, h*w, width], float32: sin x, cos x, sin y, cos y, a quarter each.
+
+    As in MoCo v3 (arXiv:2104.02057) and big_vision: frequencies temperature^-(i / (width/4 - 1)).
+    """
+    y_hw, x_hw = np.mgrid[: grid_hw[0], : grid_hw[1]]
+    omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
+    x, y = np.outer(x_hw.ravel(), omega), np.outer(y_hw.ravel(), omega)
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)[None].astype(np.float32)

@@ -1,0 +1,1 @@
+"""Steps, state, checkpoints and the loop."""
