@@ -244,7 +244,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
 
 
-def _set(tree: ConfigDict, name: str, value: Any) -> None:
+def _set(tree: Any, name: str, value: Any) -> None:
     part, _, rest = name.partition(".")
     if not rest:
         tree[part] = value
