@@ -109,14 +109,13 @@ class Data(Preprocess):
     pad_px: int = field(4, "largest shift of augment=pad, in pixels")
     min_area: float = field(0.05, "smallest area of the inception crop, as a fraction of the image")
     flip: bool = field(True, "flip left-right at random in training")
-    threads: int = field(8, "loader threads; each makes whole batches; 0: in the training thread")
-    prefetch: int = field(4, "batches made ahead")
+    threads: int = field(8, "loader threads, each one whole batch ahead; 0: in the training thread")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.min_area <= 1:
             fail(f"data.min_area={self.min_area} is not in (0, 1]")
-        for name in ("pad_px", "threads", "prefetch"):
+        for name in ("pad_px", "threads"):
             at_least(f"data.{name}", getattr(self, name), 0)
         if self.name == "folder" and not self.dir:
             fail("data.name=folder needs data.dir: the folder that holds one folder a class")
