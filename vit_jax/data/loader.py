@@ -1,8 +1,8 @@
 """Batches whose content is a pure function of (seed, step): killed anywhere, continued anywhere.
 
-Global position p = step * batch_size + row is example `order(seed, p // n)[p % n]` with augmentation drawn from
-`(seed, epoch, index)`. A host makes only its `rows` of the global batch, so the stream does not depend on the
-number of hosts, threads or devices. Dims: b rows of this host, h w pixels, c channels.
+Global position p = step * batch_size + row is example `order(seed, p // n)[p % n]`, its augmentation drawn
+from `(seed, epoch, index)`. A host makes only its `rows` of the global batch, so the stream depends on neither
+hosts, threads nor devices. Dims: b rows of this host, h w pixels, c channels.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch:
-        return _collate([self._example(step * self.batch_size + int(row)) for row in self.rows])
+    def __getitem__(self, index: int) -> Batch:
+        return _collate([self._example(index * self.batch_size + int(row)) for row in self.rows])
 
     def _example(self, position: int) -> tuple[np.ndarray, int, float]:
         epoch, rank = divmod(position, self.source.size)
@@ -68,8 +68,8 @@ class EvalBatches:
     def __len__(self) -> int:
         return math.ceil(self.source.size / self.batch_size)
 
-    def __getitem__(self, step: int) -> Batch:
-        return _collate([self._example(step * self.batch_size + int(row)) for row in self.rows])
+    def __getitem__(self, index: int) -> Batch:
+        return _collate([self._example(index * self.batch_size + int(row)) for row in self.rows])
 
     def _example(self, position: int) -> tuple[np.ndarray, int, float]:
         if position >= self.source.size:

@@ -24,7 +24,7 @@ FOLDER_EVAL_PARTS = 10  # one part in ten of a folder without splits is kept for
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """`get(i)` gives example i as a Pillow image and a label; it raises UserError naming what cannot be read."""
+    """`get(i)` gives example i as a Pillow image and a label. Raises UserError naming what cannot be read."""
 
     size: int
     class_names: tuple[str, ...]
@@ -32,7 +32,7 @@ class Source:
 
 
 def open_split(cfg: Data, *, train: bool) -> Source:
-    """The training or evaluation split of `cfg`. Raises UserError if the data set or the split is not there."""
+    """The training or evaluation split of `cfg`. Raises UserError if it is not there."""
     if cfg.name == "digits":
         return digits(train=train)
     if cfg.name == "folder":
@@ -53,16 +53,16 @@ def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: 
 
 def digits(*, train: bool) -> Source:
     """1,797 handwritten digits of 8x8 pixels from scikit-learn: every fifth is for evaluation (359)."""
-    from sklearn.datasets import load_digits  # slow to import, and only needed here
+    from sklearn import datasets  # slow to import, and only needed here
 
-    data = load_digits()
+    data: Any = datasets.load_digits()
     kept = (np.arange(len(data.target)) % 5 != 4) == train
     images = (data.images[kept] * (255 / 16)).astype(np.uint8)  # stored as 0..16
     return arrays(images, data.target[kept], [str(i) for i in range(10)])
 
 
 def folder(cfg: Data, *, train: bool) -> Source:
-    """`dir/{train,val,...}/class/*`, or `dir/class/*` with a tenth kept for evaluation, chosen by file name."""
+    """`dir/{train,val,...}/class/*`, or `dir/class/*` with a tenth of the files kept for evaluation."""
     root = Path(cfg.dir)
     if not root.is_dir():
         raise UserError(f"data.dir={cfg.dir} is not a folder")
@@ -95,7 +95,7 @@ def tfds(cfg: Data, *, train: bool) -> Source:
 
     data_dir = os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     try:
-        builder = tfds.builder(cfg.name, data_dir=data_dir)
+        builder: Any = tfds.builder(cfg.name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as e:
         raise _not_prepared(cfg.name, data_dir) from e
     if not Path(builder.data_dir).is_dir():
@@ -105,14 +105,13 @@ def tfds(cfg: Data, *, train: bool) -> Source:
     split = split or next((s for s in EVAL_SPLITS if s in splits), "validation")
     if split.partition("[")[0] not in splits:
         raise UserError(f"{cfg.name} has no split {split}: it has {', '.join(splits)}")
-    label = builder.info.features["label"]
-    records: Any = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def get(i: int) -> tuple[Image.Image, int]:
         record = records[i]
         return decode(record["image"], f"{cfg.name} {split} record {i}"), int(record["label"])
 
-    return Source(len(records), tuple(label.names), get)
+    return Source(len(records), tuple(builder.info.features["label"].names), get)
 
 
 def decode(data: bytes, name: str) -> Image.Image:

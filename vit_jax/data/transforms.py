@@ -30,7 +30,9 @@ def for_training(
     """Crop as `cfg.augment` says, then flip left-right half of the time if `cfg.flip`."""
     if cfg.augment == "inception":
         image = _convert(image, cfg.channels)
-        out = _array(_resize(image, cfg, image_hw[::-1], box=inception_box(image.size, cfg.min_area, rng)))
+        out = _array(
+            _resize(image, cfg, (image_hw[1], image_hw[0]), box=inception_box(image.size, cfg.min_area, rng))
+        )
     else:
         out = for_evaluation(image, cfg, image_hw)
         if cfg.augment == "pad":
@@ -45,7 +47,7 @@ def inception_box(
     width, height = size_wh
     for _ in range(CROP_TRIES):
         area = rng.uniform(min_area, 1.0) * width * height
-        aspect = math.exp(rng.uniform(*map(math.log, ASPECT_RANGE)))
+        aspect = math.exp(rng.uniform(math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
