@@ -1,8 +1,8 @@
 """Batches whose content is a pure function of (seed, step): killed anywhere, continued anywhere.
 
 Global position p = step * batch_size + row is example `order(seed, p // n)[p % n]`, its augmentation drawn
-from `(seed, epoch, index)`. A host makes only its `rows` of the global batch, so the stream depends on neither
-hosts, threads nor devices. Dims: b rows of this host, h w pixels, c channels.
+from `(seed, epoch, index)`. A host makes only its `rows` of the global batch, so the stream is the same for
+any number of hosts, threads and devices. Dims: b rows of this host, h w pixels, c channels.
 """
 
 import dataclasses

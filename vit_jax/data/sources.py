@@ -114,6 +114,14 @@ def tfds(cfg: Data, *, train: bool) -> Source:
     return Source(len(records), tuple(builder.info.features["label"].names), get)
 
 
+def read_image(path: Path) -> Image.Image:
+    """The image of a file. Raises UserError naming what cannot be read."""
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
+
+
 def decode(data: bytes, name: str) -> Image.Image:
     """Encoded bytes to an upright Pillow image. Raises UserError naming what cannot be read."""
     try:
