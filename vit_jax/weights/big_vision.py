@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from vit_jax.config import Preprocess
-from vit_jax.weights import official
+from vit_jax.weights import layout, official
 from vit_jax.weights.dialect import Dialect, merge_class_slot
 from vit_jax.weights.names import Names, Row
 
@@ -41,8 +41,6 @@ VIT_ROWS = (
 PREPROCESS = Preprocess(resize="crop", crop_fraction=0.875, filter="bilinear", mean=(0.5,), std=(0.5,))
 
 STACK = re.compile(r"Transformer/encoderblock/(.+)")
-MOST_BLOCKS = 1000  # no encoder is that deep: a stack that claims more is a broken or hostile file
-
 VIT = Dialect(
     "big_vision", "vit", Names(VIT_ROWS), "params/", False, "sincos2d", PREPROCESS, merge_class_slot
 )
@@ -59,6 +57,6 @@ class Slice(NamedTuple):
 def unstack(name: str, shape: tuple[int, ...]) -> list[Slice]:
     """The blocks' slices of a scanned array, none for any other array."""
     match = STACK.fullmatch(name)
-    if match is None or not shape or shape[0] > MOST_BLOCKS:
+    if match is None or not shape or shape[0] > layout.MOST_BLOCKS:
         return []
     return [Slice(f"Transformer/encoderblock_{i}/{match[1]}", i) for i in range(shape[0])]

@@ -7,6 +7,10 @@ from typing import Any, Literal
 from vit_jax.config import MIXER_ONLY, Model
 from vit_jax.fields import fail
 
+# Far beyond any model: what a file claims is believed only up to here, before anything is read or counted up.
+MOST_BLOCKS = 1000
+MOST_FEATURES = 2**20
+
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
@@ -70,11 +74,15 @@ def infer(
     kernel = found["embed/patch/kernel"]
     if kernel[0] != kernel[1] or channels(found) not in (1, 3):
         fail(f"a patch embedding of shape {kernel} is not one of square patches of 1 or 3 channels")
+    depth = 1 + max(int(k.split("/")[0][6:]) for k in found if re.match(r"block_\d+/", k))
+    largest = max(n for shape in found.values() for n in shape)
+    if depth > MOST_BLOCKS or largest > MOST_FEATURES or min(n for s in found.values() for n in s) < 1:
+        fail(f"{depth} blocks and axes of up to {largest:,} are no model's: the file is broken or hostile")
     sizes: dict[str, Any] = {
         "family": family,
         "patch_size": kernel[0],
         "width": kernel[3],
-        "depth": 1 + max(int(k.split("/")[0][6:]) for k in found if re.match(r"block_\d+/", k)),
+        "depth": depth,
         "mlp_width": found["block_0/mlp/up/kernel"][-1],
         "mlp": "swiglu" if "block_0/mlp/gate/kernel" in found else "gelu",
         "classes": found["head/kernel"][-1] if found.get("head/kernel") else 0,
@@ -114,6 +122,8 @@ def _stem_fields(found: Shapes) -> dict[str, Any]:
         match = re.match(r"embed/stem/stage(\d+)_unit(\d+)/", name)
         if match:
             units[int(match[1])] = max(units.get(int(match[1]), 0), int(match[2]))
+    if max((*units, *units.values()), default=0) > MOST_BLOCKS:
+        fail("a stem of that many units is no model's: the file is broken or hostile")
     stages = range(1, max(units, default=0) + 1)
     return {"stem_width": root[-1], "stem_blocks": tuple(units.get(stage, 1) for stage in stages)}
 
