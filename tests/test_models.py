@@ -161,7 +161,9 @@ def test_a_feature_adds_its_own_parameters_and_nothing_when_off(name):
     assert all(re.fullmatch(pattern, k) for k in on.keys() - off.keys()) and len(on) > len(off)
     assert off.keys() < on.keys()
     assert not any(re.fullmatch(pattern, k) for k in off)
-    again = dataclasses.replace(Model(**(base | {name: value})), **{name: Model.__dataclass_fields__[name].default})
+    again = dataclasses.replace(
+        Model(**(base | {name: value})), **{name: Model.__dataclass_fields__[name].default}
+    )
     assert program(again) == program(Model(**base))
 
 
@@ -183,7 +185,9 @@ def test_the_layout_tells_the_modules_names_and_shapes_and_back(extra, channels)
     cfg = Model(**(SMALL | extra))
     by_name = shapes(cfg, channels)
     assert layout.shapes(cfg, channels=channels) == by_name
-    told = layout.infer(by_name, absent_posemb="none", class_slot_first=True, image_hw=cfg.image_hw)
+    told = layout.infer(
+        by_name, absent_posemb="none", class_slot=cfg.posemb_class_slot, stored_hw=cfg.image_hw, image_hw=None
+    )
     same = {"layer_scale": cfg.layer_scale, "image_size": cfg.image_size}
     assert dataclasses.replace(told, **same) == cfg
     assert layout.channels(by_name) == channels
@@ -228,7 +232,9 @@ def test_qk_norm_bounds_the_attention_logits():
     louder = jax.tree.map(lambda x: x, params)
     for i in range(cfg.depth):
         for part in ("query", "key"):
-            louder[f"block_{i}"]["attention"][part] = jax.tree.map(lambda x: x * 64, louder[f"block_{i}"]["attention"][part])
+            louder[f"block_{i}"]["attention"][part] = jax.tree.map(
+                lambda x: x * 64, louder[f"block_{i}"]["attention"][part]
+            )
     # A power of two changes no mantissa; what is left is the epsilon of the norm.
     np.testing.assert_allclose(run(cfg, louder), run(cfg, params), rtol=1e-3, atol=1e-4)
 
@@ -259,7 +265,10 @@ def test_bfloat16_computes_the_same_within_its_precision(base):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (HYBRID | {"image_size": 60}, "image_size=60 is not a multiple of patch times stem stride=8: use 56 or 64"),
+        (
+            HYBRID | {"image_size": 60},
+            "image_size=60 is not a multiple of patch times stem stride=8: use 56 or 64",
+        ),
         (HYBRID | {"stem_width": 48}, "stem_width=48"),
         (SMALL | {"stem_blocks": (1,)}, "stem_blocks"),
         (MIXER | {"heads": 3}, "heads=3 has no meaning for model.family=mixer: use 1"),

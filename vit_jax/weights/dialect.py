@@ -18,7 +18,7 @@ class Dialect(NamedTuple):
     family: Literal["vit", "mixer"]
     names: Names
     prefix: str  # of every name in the files that are written
-    class_slot: bool  # whether positions have a slot for the class token; old files are told by their count
+    class_slot: bool  # the class token always has a position; else only in old files, told by their count
     absent_posemb: Literal["none", "sincos2d"]  # what a file without positions means
     preprocess: Preprocess  # what published results were measured with
     pack: Callable[[Flat, Model], Flat]  # our arrays, under our names, in the shapes of the dialect

@@ -40,7 +40,7 @@ def shapes(model: Model, *, channels: int = 3) -> Shapes:
         out |= _mlp(model, "pool/map/mlp", d, model.mlp_width)
     if model.pre_logits:
         out |= _dense("pool/pre_logits", d, model.pre_logits)
-    for head in ("head", "head_distill")[: 1 + model.distill_token]:
+    for head in ("head", "head_distill")[: 1 + model.distill_token] if model.classes else ():
         out |= _dense(head, model.pre_logits or d, model.classes)
     return out
 
@@ -57,13 +57,15 @@ def infer(
     found: Shapes,
     *,
     absent_posemb: Literal["none", "sincos2d"],
-    class_slot_first: bool,
+    class_slot: bool,
+    stored_hw: tuple[int, int] | None,
     image_hw: tuple[int, int] | None,
 ) -> Model:
     """The model that has parameters of these names and shapes. Raises UserError where they tell none.
 
-    A count of positions that makes a square with or without a slot for the class token is read as
-    `class_slot_first` says; `image_hw` is used where it makes no square, or where there are none at all.
+    The count of positions is that of `stored_hw` pixels where the file tells them, else of a square, else of
+    `image_hw`, what the user wants. With `class_slot` the class token has one of them, else it may have.
+    Without positions the size is one of these, or 224.
     """
     family = "mixer" if "block_0/token_mlp/up/kernel" in found else "vit"
     needed = ["embed/patch/kernel", "block_0/mlp/up/kernel"]
@@ -92,7 +94,7 @@ def infer(
         sizes |= MIXER_ONLY | {"token_width": found["block_0/token_mlp/up/kernel"][-1]}
     else:
         sizes |= _vit_fields(found, absent_posemb)
-    return _with_grid(sizes, found, class_slot_first, image_hw)
+    return _with_grid(sizes, found, class_slot, (stored_hw, image_hw))
 
 
 def _vit_fields(found: Shapes, absent_posemb: str) -> dict[str, Any]:
@@ -129,7 +131,10 @@ def _stem_fields(found: Shapes) -> dict[str, Any]:
 
 
 def _with_grid(
-    sizes: dict[str, Any], found: Shapes, class_slot_first: bool, image_hw: tuple[int, int] | None
+    sizes: dict[str, Any],
+    found: Shapes,
+    class_slot: bool,
+    known_hw: tuple[tuple[int, int] | None, tuple[int, int] | None],
 ) -> Model:
     """The model of `sizes` with the image size and the class slot that its positions or token MLP ask for."""
     stride = _stride(sizes)
@@ -138,14 +143,14 @@ def _with_grid(
     elif sizes["posemb"] == "learned":
         stored, slots = found["embed/positions"][1], sizes["class_token"] + sizes["distill_token"]
     else:
-        return Model(**sizes, image_size=image_hw or max(224 // stride, 1) * stride)
-    for slot in sorted({slots, 0}, reverse=class_slot_first):
+        return Model(**sizes, image_size=known_hw[0] or known_hw[1] or max(224 // stride, 1) * stride)
+    for slot in (slots,) if class_slot else (0, slots):
         has_slot = bool(slot) or not slots  # the default where there is no class token
-        side = math.isqrt(max(stored - slot, 0))
-        if side and side * side == stored - slot:
-            return Model(**sizes, image_size=side * stride, posemb_class_slot=has_slot)
-        if image_hw and (image_hw[0] // stride) * (image_hw[1] // stride) == stored - slot:
-            return Model(**sizes, image_size=image_hw, posemb_class_slot=has_slot)
+        side = math.isqrt(max(stored - slot, 0)) * stride
+        for hw in (known_hw[0], (side, side), known_hw[1]):
+            if hw and stored > slot and (hw[0] // stride) * (hw[1] // stride) == stored - slot:
+                size = hw[0] if hw[0] == hw[1] else hw
+                return Model(**sizes, image_size=size, posemb_class_slot=has_slot)
     fail(
         f"{stored} positions make no square grid: pass image_size=(height, width), the one they are stored "
         f"for, in steps of {stride} pixels"

@@ -66,7 +66,8 @@ def _as_stored(place: fetch.Place, image_hw: tuple[int, int] | None) -> Weights:
         model = layout.infer(
             found,
             absent_posemb=dialect.absent_posemb,
-            class_slot_first=dialect.class_slot,
+            class_slot=dialect.class_slot,
+            stored_hw=archive.image_hw,
             image_hw=image_hw,
         )
     except UserError as error:

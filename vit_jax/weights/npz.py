@@ -6,6 +6,7 @@ is ever unpickled. Writing is atomic.
 
 import math
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -21,6 +22,7 @@ MOST_BYTES = 2**36  # 64 GiB: several times the largest ViT of the tables in flo
 MOST_RATIO, FREE_BYTES = 100, 2**28
 MOST_HEADER = 10_000  # bytes of one array's header, numpy's own limit
 FLOATS = {"<f2", "<f4", "<f8", ">f2", ">f4", ">f8"}
+SIZE_COMMENT = "vit_jax image_size={}x{}"
 HTML = (b"<!doctype", b"<html", b"<?xml")
 
 
@@ -45,6 +47,7 @@ class Archive:
         self.path = path
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.entries: dict[str, Entry] = {}
+        self._comment = ""
         try:
             with zipfile.ZipFile(path) as file:
                 self._scan(file)
@@ -54,6 +57,7 @@ class Archive:
             fail(_diagnose(path, error))
 
     def _scan(self, file: zipfile.ZipFile) -> None:
+        self._comment = file.comment.decode("latin-1")
         for member in file.infolist():
             name = member.filename.removesuffix(".npy")
             if name == member.filename or name in self._members:
@@ -65,6 +69,12 @@ class Archive:
         for name, member in self._members.items():
             with file.open(member) as stream:
                 self.entries[name] = self._header(name, member, stream)
+
+    @property
+    def image_hw(self) -> tuple[int, int] | None:
+        """(height, width) in pixels of the images that the model was saved for, in files that `write` wrote."""
+        match = re.fullmatch(SIZE_COMMENT.format(r"(\d{1,6})", r"(\d{1,6})"), self._comment)
+        return (int(match[1]), int(match[2])) if match else None
 
     def _header(self, name: str, member: zipfile.ZipInfo, stream: IO[bytes]) -> Entry:
         try:
@@ -111,11 +121,15 @@ def is_bfloat16(dtype: np.dtype) -> bool:
     return dtype == np.dtype("V2")
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an npz beside `path`, then rename it: there is a whole file or none. Raises UserError."""
+def write(path: Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int]) -> None:
+    """Write an npz beside `path`, then rename it: there is a whole file or none. Raises UserError.
+
+    The image size, which no array tells for sure, goes into the zip's comment, that other readers pass over.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.comment = SIZE_COMMENT.format(*image_hw).encode()
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)

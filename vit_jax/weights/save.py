@@ -45,7 +45,8 @@ def write(path: str | Path, params: Any, model: Model, *, dialect: Literal["offi
         fail(f"{dialect} files cannot hold {', '.join(homeless)}: choose another dialect")
     packed = into.pack(flat, model)
     _check_told(packed, model, into)
-    npz.write(Path(path), {f"{into.prefix}{theirs[name]}": array for name, array in packed.items()})
+    arrays = {f"{into.prefix}{theirs[name]}": array for name, array in packed.items()}
+    npz.write(Path(path), arrays, image_hw=model.image_hw)
 
 
 def flatten(params: Any, prefix: str = "") -> Flat:
@@ -76,8 +77,9 @@ def _check_told(packed: Flat, model: Model, dialect: Dialect) -> None:
     told = layout.infer(
         found,
         absent_posemb=dialect.absent_posemb,
-        class_slot_first=dialect.class_slot,
-        image_hw=model.image_hw,
+        class_slot=dialect.class_slot,
+        stored_hw=model.image_hw,
+        image_hw=None,
     )
     wanted, read = dataclasses.asdict(model), dataclasses.asdict(told)
     lost = [
