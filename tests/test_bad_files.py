@@ -1,4 +1,4 @@
-"""Broken, wrong and hostile files: one clear line each, nothing loaded, nothing run, nothing large allocated."""
+"""Broken, wrong and hostile files: one clear line each, nothing loaded, run or allocated."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Downloads: cached, resumed, checked by size and hash, and clear when they fail. The server is this machine's."""
+"""Downloads: cached, resumed, checked by size and hash, clear when they fail. The server is a local one."""
 
 import base64
 import hashlib
@@ -59,7 +59,8 @@ def server(tmp_path, monkeypatch) -> Iterator[tuple[str, list[str]]]:
 def test_a_file_is_downloaded_once(server):
     url, asked = server
     first, second = read(f"{url}/whole/w.npz"), read(f"{url}/whole/w.npz")
-    assert first.model == second.model and first.report.source == f"{url}/whole/w.npz"
+    assert first.model == second.model
+    assert first.report.source == f"{url}/whole/w.npz"
     assert asked == ["whole 0"]
 
 
@@ -73,7 +74,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server):
 
 def test_the_next_call_resumes_too(server):
     url, asked = server
-    with pytest.raises(UserError, match="ended at 80,000 of 207,830 bytes.*it resumes"):
+    with pytest.raises(UserError, match=r"ended at 80,000 of 207,830 bytes.*it resumes"):
         fetch.download(f"{url}/stops/w.npz")
     assert asked == ["stops 0", *["stops 80000"] * 3]
 
@@ -90,7 +91,8 @@ def test_what_is_not_the_file_is_refused_and_not_kept(server, kind, message, tmp
     url, _ = server
     with pytest.raises(UserError, match=message):
         fetch.download(f"{url}/{kind}/w.npz")
-    assert not list((tmp_path / "cache").rglob("*.npz")) and not list((tmp_path / "cache").rglob("*.part"))
+    assert not list((tmp_path / "cache").rglob("*.npz"))
+    assert not list((tmp_path / "cache").rglob("*.part"))
 
 
 def test_a_google_address_and_a_published_name_go_to_the_public_bucket(server, monkeypatch):
@@ -104,5 +106,5 @@ def test_a_google_address_and_a_published_name_go_to_the_public_bucket(server, m
 def test_an_address_of_another_kind_and_one_that_nobody_answers(server):
     with pytest.raises(UserError, match="give gs:// or https://"):
         read("ftp://host/w.npz")
-    with pytest.raises(UserError, match="could not be read .*it resumes"):
+    with pytest.raises(UserError, match=r"could not be read .*it resumes"):
         read("http://127.0.0.1:9/w.npz")

@@ -1,4 +1,4 @@
-"""timm's logits for files that this package writes. Run as a program, it stores them in tests/golden/timm.npz."""
+"""timm's logits for files that this package writes. As a program, it stores them in golden/timm.npz."""
 
 import enum
 import importlib.util
@@ -75,8 +75,8 @@ def _placeholder(name: str) -> type:
 def logits(path: Path, name: str, images_bhwc: np.ndarray, *, official_eps: bool) -> np.ndarray:
     """Of timm's own model with tanh GELU, loaded by timm's own reader of official files.
 
-    `official_eps` puts the published code's two epsilons in place of timm's: 1e-5 added to the standard deviation
-    of a kernel where timm adds 1e-8 to its variance, and 1e-6 in GroupNorm where timm has 1e-5.
+    `official_eps` puts the published code's two epsilons in place of timm's: 1e-5 added to the standard
+    deviation of a kernel where timm adds 1e-8 to its variance, and 1e-6 in GroupNorm where timm has 1e-5.
     """
     stub_torchvision()
     import timm

@@ -16,7 +16,7 @@ STD_EPS = 1e-5  # added to the standard deviation itself, not to the variance: a
 
 
 class Stem(nn.Module):
-    """Root convolution and max pooling (stride 4), then stages of residual units (stride 2 after the first)."""
+    """Root convolution and max pooling, by 4, then stages of residual units, each but the first by 2."""
 
     cfg: Model
 

@@ -1,4 +1,4 @@
-"""Files of google-research/big_vision: Linen's names, positions of patches alone, MAP heads, scanned stacks."""
+"""Files of google-research/big_vision: Linen's names, positions of patches alone, MAP, scanned stacks."""
 
 import re
 from typing import NamedTuple

@@ -72,7 +72,7 @@ class Archive:
 
     @property
     def image_hw(self) -> tuple[int, int] | None:
-        """(height, width) in pixels of the images that the model was saved for, in files that `write` wrote."""
+        """(height, width) in pixels of the images the model was saved for, in files that `write` wrote."""
         match = re.fullmatch(SIZE_COMMENT.format(r"(\d{1,6})", r"(\d{1,6})"), self._comment)
         return (int(match[1]), int(match[2])) if match else None
 

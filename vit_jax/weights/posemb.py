@@ -46,7 +46,7 @@ def check_method(method: str) -> None:
 def official(old: int, new: int) -> np.ndarray:
     """Linear between first and last position, which stay where they are: scipy.ndimage.zoom(order=1).
 
-    For a few sizes (28 to 22) scipy rounds the last position out of the grid and makes it zero. This does not.
+    For a few sizes (28 to 22) scipy rounds the last position out of the grid and makes it zero: not so here.
     """
     at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
     return _weigh(np.maximum(1 - np.abs(at[:, None] - np.arange(old)[None, :]), 0))
@@ -70,7 +70,7 @@ def bicubic(old: int, new: int) -> np.ndarray:
 
 
 def bicubic_antialias(old: int, new: int) -> np.ndarray:
-    """Cubic convolution with a = -0.5, widened to shrink, renormalised at edges: Pillow, timm, jax.image."""
+    """Cubic convolution with a = -0.5, widened to shrink, normalised at edges: Pillow, timm, jax.image."""
     scale = max(old / new, 1.0)
     distance = (_centres(old, new)[:, None] - np.arange(old)[None, :]) / scale
     return _weigh(_cubic(distance, a=-0.5))
