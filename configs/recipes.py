@@ -13,7 +13,7 @@ def imagenet(variant: str, recipe: str, *, finetune_px: int = 384) -> Any:
     if recipe not in recipes:
         raise UserError(f"no recipe {recipe!r}: use {' or '.join(filter(None, recipes))}")
     c = config.default()
-    c.model.update(variants.vit(variant), dtype="bfloat16")
+    c.model.update(variants.model(variant), dtype="bfloat16")
     recipes[recipe](c)
     if recipe == "finetune":
         c.model.image_size = finetune_px

@@ -16,10 +16,11 @@ from vit_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train.py", "-m vit_jax.cli.predict", "-m vit_jax.cli.evaluate")
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, optax_dtypes):
     """A finished run of a tiny model on digits."""
     c = config.default()
     c.model.update(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)

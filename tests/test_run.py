@@ -34,6 +34,7 @@ def get_config(arg=""):
     return c
 """
 TIMINGS = ("train/images_per_s", "train/data_wait")
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def config_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, optax_dtypes):
     """A finished run of the tiny config, made in this process."""
     workdir = tmp_path_factory.mktemp("trained")
     return workdir, loop.run(tiny(), workdir)

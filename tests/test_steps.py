@@ -18,6 +18,7 @@ from vit_jax.training import mesh as meshes
 from vit_jax.training.step import State, init_state, normalise, train_step
 
 TINY = Model(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_width=32, classes=5)
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
 def make_batch(seed=0, rows=8):
