@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_jax.loaded import Loaded, load
+    from vit_jax.loaded import Loaded, load, save
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

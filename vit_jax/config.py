@@ -229,6 +229,10 @@ class Config:
     """A whole run."""
 
     seed: int = field(0, "of every random choice: parameters, order, augmentation, dropout")
+    init: str = field("", "start from these weights: run, file, address or published name; empty: fresh")
+    init_posemb: Literal["official", "bilinear", "bicubic", "bicubic_antialias"] = field(
+        "official", "how positions of init are resized; official: align-corners bilinear"
+    )
     device: Literal["any", "cpu", "gpu", "tpu"] = field("any", "what to run on; any: the best there is")
     fsdp: int = field(1, "devices that split parameters and optimizer state")
     model: Model = section(Model)

@@ -1,21 +1,24 @@
-"""`vit_jax.load` and what it returns: a model with its parameters and all that is needed to use it."""
+"""`vit_jax.load`, what it returns (a model and all that is needed to use it), and `vit_jax.save`."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax.config import Data, Spec, parse, parse_spec
+from vit_jax.config import Data, Spec
 from vit_jax.data import transforms
-from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.training import checkpoint
+from vit_jax.training import refs
 from vit_jax.training.step import normalise
+from vit_jax.weights.report import Report
+from vit_jax.weights.save import write
 
 BATCH_SIZE = 64  # of `classify`: bounds memory, and lets all calls share one compiled program
 
@@ -33,14 +36,15 @@ class Prediction:
 class Loaded:
     """`model.apply({"params": params}, images)` gives logits; `images` as `spec.preprocess` makes them.
 
-    `data` is what the model was trained on, `report` says where it came from.
+    `data` is what the model was trained on, ImageNet for published files; `report` says what became of each
+    array.
     """
 
     model: nn.Module
     params: Any
     spec: Spec
     data: Data
-    report: str
+    report: Report
 
     def classify(self, images: Iterable[Image.Image], top: int = 5) -> list[list[Prediction]]:
         """The `top` classes of each image, the likeliest first. Preprocesses as in evaluation."""
@@ -69,34 +73,26 @@ class Loaded:
         return names[index] if index < len(names) else str(index)
 
 
-def load(ref: str | Path) -> Loaded:
-    """The model of a run directory (its best step if it has one) or of one step of it. Raises UserError."""
-    step_dir = _step_dir(Path(ref))
-    spec = parse_spec(checkpoint.read_record(step_dir)["spec"])
-    model = build.build(spec.model)
-    record, trees = checkpoint.read(step_dir, params=_abstract_params(model, spec))
-    report = f"{step_dir}: step {record['step']}, {build.count(trees['params']):,} parameters"
-    return Loaded(model, trees["params"], spec, parse(record["config"]).data, report)
+def load(
+    ref: str | Path, *, image_size: int | tuple[int, int] | None = None, classes: int | None = None
+) -> Loaded:
+    """The model of a run directory (its best step if it has one), one step, a file, an address or a name.
+
+    `image_size` resizes the position embedding, `classes` replaces a head of another class count. The
+    report of what was done goes to stderr, too. Raises UserError.
+    """
+    weights, cfg = refs.read(ref, image_size=image_size, classes=classes)
+    print(weights.report, file=sys.stderr)
+    spec = Spec(model=weights.model, preprocess=weights.preprocess, class_names=weights.class_names)
+    used = dataclasses.asdict(weights.preprocess)
+    data = dataclasses.replace(cfg.data, **used) if cfg else Data(name="imagenet2012", **used)
+    params = jax.tree.map(jnp.asarray, weights.params)
+    return Loaded(build.build(weights.model), params, spec, data, weights.report)
 
 
-def _step_dir(ref: Path) -> Path:
-    if (ref / checkpoint.PARAMS).is_dir():
-        return ref
-    for folder in (ref / "best", ref / "checkpoints", ref):
-        steps = checkpoint.steps_in(folder)
-        if steps:
-            return folder / str(steps[-1])
-    raise UserError(f"{ref} is neither a run directory with a checkpoint nor one step of it")
-
-
-def _abstract_params(model: nn.Module, spec: Spec) -> Any:
-    shapes = jax.eval_shape(
-        lambda: build.init(
-            model, jax.random.key(0), image_hw=spec.model.image_hw, channels=spec.preprocess.channels
-        )
-    )
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+def save(path: str | Path, loaded: Loaded, *, dialect: Literal["official", "big_vision"]) -> None:
+    """Write the parameters as a file of another code base. Raises UserError if it cannot hold the model."""
+    write(path, loaded.params, loaded.spec.model, dialect=dialect)
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

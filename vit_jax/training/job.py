@@ -26,7 +26,10 @@ class Splits(NamedTuple):
 
 
 class Job(NamedTuple):
-    """`init()` gives the first State, `step(state, batch)` the next; `abstract` has its shapes and layout."""
+    """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next.
+
+    `abstract` has its shapes and layout.
+    """
 
     cfg: Config
     spec: Spec
@@ -36,6 +39,7 @@ class Job(NamedTuple):
     schedule: optax.Schedule
     abstract: State
     init: Callable[[], State]
+    adopt: Callable[[Any], State]
     step: Callable[[State, Any], State]
     evaluate: Evaluator
 
@@ -74,6 +78,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
         schedule=optim.schedule(cfg.optim, steps),
         abstract=jax.tree.map(place, shapes, layout),
         init=jax.jit(init, out_shardings=layout),
+        adopt=jax.jit(lambda params: init_state(params, optimizer), out_shardings=layout),
         step=jax.jit(step, donate_argnums=0, out_shardings=layout),
         evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )

@@ -19,7 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes
-from vit_jax.training import provenance
+from vit_jax.training import provenance, refs
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.job import Job, Splits
@@ -51,7 +51,7 @@ def run(cfg: Config, workdir: Path, *, data: Splits | None = None, accept_change
         claim(workdir, cfg, accept_change=accept_change)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=cfg.train.keep)
         best = Checkpoints(workdir / "best", keep=1)
-        state, metrics = _restore(checkpoints, job) or (job.init(), {})
+        state, metrics = _restore(checkpoints, job) or _begin(job, checkpoints.notices)
         with Reporter(workdir, step=int(state.step), steps=job.steps, active=primary) as report:
             loop = _Loop(job, checkpoints, best, report)
             loop.introduce(int(state.step))
@@ -183,6 +183,22 @@ class _Clock:
         rates = {"train/images_per_s": images / seconds, "train/data_wait": self._waited / seconds}
         self.restart(step)
         return rates
+
+
+def _begin(job: Job, notices: list[str]) -> tuple[State, dict[str, float]]:
+    """The state before the first step: fresh, or from the weights that the config names."""
+    cfg, spec = job.cfg, job.spec
+    if not cfg.init:
+        return job.init(), {}
+    weights = refs.read_for(
+        spec.model, cfg.init, channels=spec.preprocess.channels, posemb_method=cfg.init_posemb
+    )
+    notices.append(str(weights.report))
+    if (weights.preprocess.mean, weights.preprocess.std) != (spec.preprocess.mean, spec.preprocess.std):
+        notices.append(
+            f"note: init was trained with mean {weights.preprocess.mean}, std {weights.preprocess.std}"
+        )
+    return job.adopt(weights.params), {}
 
 
 def _restore(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]] | None:

@@ -4,7 +4,6 @@ The file's names and shapes alone tell the model; all of them are checked agains
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ def read(
     posemb_method: str = "official",
     keep_pre_logits: bool = True,
 ) -> Weights:
-    """Weights of a path, a URL or a published name, adapted to `image_size` and `classes`; prints the report.
+    """Weights of a path, a URL or a published name, adapted to `image_size` and `classes`.
 
     `file.npz:img` is the part of a file under `img`. A head of another class count is replaced by zeros, and
     then `keep_pre_logits=False` also drops the hidden layer before it, as fine-tuning does. Raises UserError.
@@ -53,7 +52,6 @@ def read(
         fail(f"{ref} has no head: pass classes=, the number of classes to make one for")
     if image_size is not None:
         weights = adapt.resize(weights, image_size, method=posemb_method)
-    print(weights.report, file=sys.stderr)
     return weights
 
 
