@@ -1,0 +1,39 @@
+"""Every config file, in every recipe, builds: shapes only, no memory."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from vit_jax import config
+from vit_jax.models import build, variants
+
+FILES = sorted(p for p in Path("configs").glob("*.py") if p.stem != "recipes")
+RECIPES = [(p, arg) for p in FILES for arg in (["", "finetune"] if p.stem != "quickstart" else [""])]
+COUNTS = {"vit_b16": 86_567_656, "hybrid_r26_s32": 36_431_912, "mixer_b16": 59_880_472}  # 1,000 classes
+
+
+def shapes(cfg):
+    model = build.build(cfg.model, classes=1000)
+    init = lambda: build.init(
+        model, jax.random.key(0), image_hw=cfg.model.image_hw, channels=cfg.data.channels
+    )
+    return model, jax.eval_shape(init)
+
+
+@pytest.mark.parametrize(("path", "arg"), RECIPES, ids=lambda x: getattr(x, "stem", x))
+def test_every_config_builds(path, arg):
+    cfg = config.parse(config.load_file(f"{path}:{arg}"))
+    model, params = shapes(cfg)
+    image = jax.ShapeDtypeStruct((2, *cfg.model.image_hw, cfg.data.channels), "float32")
+    logits = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, image)
+    assert logits.shape == (2, 1000)
+    assert logits.dtype == "float32"
+    if not arg and path.stem in COUNTS:
+        assert build.count(params) == COUNTS[path.stem]
+
+
+def test_every_published_variant_has_a_config_file():
+    texts = [p.read_text() for p in FILES]
+    for variant in variants.PUBLISHED:
+        assert any(f'recipes.imagenet("{variant}"' in text for text in texts), variant
