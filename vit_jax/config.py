@@ -81,7 +81,8 @@ class Preprocess:
     resize: Literal["squash", "crop"] = field("squash", "to the exact size, or short side then centre crop")
     crop_fraction: float = field(0.875, "image size over short side, with resize=crop")
     filter: Literal["pil_bilinear", "pil_bicubic", "tf_bilinear"] = field(
-        "pil_bilinear", "resize filter: Pillow's, or TensorFlow's without antialiasing as the official code has it"
+        "pil_bilinear",
+        "resize filter: Pillow's, or TensorFlow's without antialiasing as the official code has it",
     )
     resizer: Literal["exact", "close", "fast"] = field(
         "close",
@@ -111,7 +112,9 @@ class Data(Preprocess):
     dir: str = field("", "folder of class folders, of parquet or CIFAR files, or TFDS data directory")
     train_split: str = field("train", "split to train on, e.g. train[:98%]")
     eval_split: str = field("", "split to evaluate on; empty: validation, val or test, whichever exists")
-    on_error: Literal["error", "skip"] = field("error", "unreadable example: stop, or give it weight 0 and log it")
+    on_error: Literal["error", "skip"] = field(
+        "error", "unreadable example: stop, or give it weight 0 and log it"
+    )
     augment: Literal["none", "pad", "inception"] = field(
         "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
     )
@@ -140,7 +143,9 @@ class Data(Preprocess):
         for name in ("repeats", "randaug_layers", "randaug_magnitude"):
             at_least(f"data.{name}", getattr(self, name), 1)
         if (self.policy != "none" or self.jitter) and self.channels not in (1, 3):
-            fail(f"data.channels={self.channels} has no colours for data.policy or data.jitter: leave them off")
+            fail(
+                f"data.channels={self.channels} has no colours for data.policy or data.jitter: leave them off"
+            )
         if self.name in ("folder", "parquet", "cifar") and not self.dir:
             fail(f"data.name={self.name} needs data.dir: the folder that holds its images")
 

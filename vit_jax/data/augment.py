@@ -101,9 +101,7 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> RandaugOpe
 def _affine(matrix: Callable[[float], tuple[float, ...]], top: float) -> RandaugOperation:
     def operation(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
         amount = level * top * (1 if rng.random() < 0.5 else -1)
-        return image.transform(
-            image.size, Image.Transform.AFFINE, matrix(amount), fillcolor=_grey(image)
-        )
+        return image.transform(image.size, Image.Transform.AFFINE, matrix(amount), fillcolor=_grey(image))
 
     return operation
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_jax.errors import UserError
 
@@ -63,7 +63,9 @@ class Encoded:
         _refuse_bombs(h, w, self.name)
         return (w, h) if orientation in SIDEWAYS else (h, w)
 
-    def pixels(self, channels: int, *, bottom: int | None = None, shrink: int = 1, quick: bool = False) -> np.ndarray:
+    def pixels(
+        self, channels: int, *, bottom: int | None = None, shrink: int = 1, quick: bool = False
+    ) -> np.ndarray:
         """uint8 [h, w, c]; at least the rows above `bottom`, exactly as in the whole image.
 
         `shrink` 2, 4 or 8 divides both sides, rounding up, where the format can do so while decoding: compare
@@ -88,7 +90,9 @@ def open_pillow(data: bytes, name: str) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except BrokenExample:
         raise
-    except Exception as e:  # whatever a decoder makes of hostile bytes: struct.error, IndexError, MemoryError ...
+    except (
+        Exception
+    ) as e:  # whatever a decoder makes of hostile bytes: struct.error, IndexError, MemoryError ...
         what = "is empty" if not data else f"is not a readable image: {_first_line(e)}"
         raise BrokenExample(f"{name} {what}") from e
 
@@ -96,7 +100,9 @@ def open_pillow(data: bytes, name: str) -> Image.Image:
 def from_pillow(image: Image.Image, channels: int, name: str = "image") -> np.ndarray:
     """uint8 [h, w, c] of a Pillow image of any mode. Raises UserError for channels that images do not have."""
     if channels not in PILLOW_MODES:
-        raise UserError(f"data.channels={channels}: {name} can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels")
+        raise UserError(
+            f"data.channels={channels}: {name} can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels"
+        )
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -162,7 +168,9 @@ def _decode_jpeg(data: bytes, header: JpegHeader, bottom: int | None, shrink: in
         cut = bytearray(data)
         cut[header.height_offset : header.height_offset + 2] = height.to_bytes(2, "big")
         data = bytes(cut)
-    smaller = {"min_height": -(-height // shrink), "min_width": -(-header.width // shrink)} if shrink > 1 else {}
+    smaller = (
+        {"min_height": -(-height // shrink), "min_width": -(-header.width // shrink)} if shrink > 1 else {}
+    )
     return simplejpeg.decode_jpeg(data, "RGB", fastdct=quick, fastupsample=quick, strict=not whole, **smaller)
 
 
@@ -196,4 +204,6 @@ def _array(image: Image.Image) -> np.ndarray:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it has no known format"  # Pillow's message names an object in memory
     return (str(error) or type(error).__name__).splitlines()[0]

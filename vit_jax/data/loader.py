@@ -130,7 +130,8 @@ def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -
                 if message not in skipped:
                     skipped.add(message)
                     log.warning("skipped %s (%d so far)", message, len(skipped))
-            yield batch
+            # Workers answer in shared memory, which ends with the array object: what leaves here is plain.
+            yield Batch(*map(np.array, batch)) if cfg.workers else batch
     finally:
         made.close()
 

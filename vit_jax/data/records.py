@@ -53,7 +53,9 @@ def tfds(cfg: Data, *, train: bool) -> Tfds:
 
     data_dir = os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     if not TFDS_NAME.fullmatch(cfg.name):
-        raise UserError(f"data.name={cfg.name} is not a data set: use digits, folder, or the name of a TFDS data set")
+        raise UserError(
+            f"data.name={cfg.name} is not a data set: use digits, folder, or the name of a TFDS data set"
+        )
     try:
         builder: Any = tfds.builder(cfg.name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as e:
@@ -67,7 +69,9 @@ def tfds(cfg: Data, *, train: bool) -> Tfds:
         raise UserError(f"{cfg.name} has no split {split}: it has {', '.join(splits)}")
     missing = {"image", "label"} - set(builder.info.features)
     if missing:
-        raise UserError(f"{cfg.name} has no feature {', '.join(missing)}: it has {', '.join(builder.info.features)}")
+        raise UserError(
+            f"{cfg.name} has no feature {', '.join(missing)}: it has {', '.join(builder.info.features)}"
+        )
     try:
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except ValueError as e:
@@ -124,11 +128,17 @@ def parquet(cfg: Data, *, train: bool) -> InMemory:
 def cifar(cfg: Data, *, train: bool) -> InMemory:
     """CIFAR-10 or CIFAR-100 in the binary version: records of label bytes, then 3x32x32 pixels."""
     fine = Path(cfg.dir, "train.bin").is_file()  # CIFAR-100: a coarse label byte comes first
-    pattern = ("train.bin" if train else "test.bin") if fine else ("data_batch_*.bin" if train else "test_batch.bin")
+    pattern = (
+        ("train.bin" if train else "test.bin")
+        if fine
+        else ("data_batch_*.bin" if train else "test_batch.bin")
+    )
     files = sorted(Path(cfg.dir).glob(pattern))
     names_file = Path(cfg.dir, "fine_label_names.txt" if fine else "batches.meta.txt")
     if not files or not names_file.is_file():
-        raise UserError(f"data.dir={cfg.dir} has no {pattern} or no {names_file.name}: want CIFAR's binary version")
+        raise UserError(
+            f"data.dir={cfg.dir} has no {pattern} or no {names_file.name}: want CIFAR's binary version"
+        )
     record = (2 if fine else 1) + CIFAR_PIXELS
     data = np.concatenate([np.fromfile(f, np.uint8) for f in files])
     if data.size % record:

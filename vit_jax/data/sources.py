@@ -138,7 +138,9 @@ def _list(split_dir: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
     files, labels = [], []
     for label, name in enumerate(names):
         below = (split_dir / name).rglob("*")
-        found = sorted(f.relative_to(split_dir).as_posix() for f in below if f.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(
+            f.relative_to(split_dir).as_posix() for f in below if f.suffix.lower() in IMAGE_SUFFIXES
+        )
         files += found
         labels += [label] * len(found)
     return files, labels

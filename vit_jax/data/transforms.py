@@ -80,11 +80,13 @@ def inception_crop(
     height, width = size_hw(picture)
     box = inception_box((width, height), cfg.min_area, rng)
     left, top, right, bottom = box
+    quick = cfg.resizer == "fast"
     if _shrink(cfg, box, image_hw) > 1:
-        return _resize_part(picture, cfg, box, image_hw, quick=cfg.resizer == "fast")
-    image_hwc, _ = read(picture, cfg.channels, bottom=bottom, quick=cfg.resizer == "fast")
+        return _resize_part(picture, cfg, box, image_hw, quick=quick)
+    image_hwc, _ = read(picture, cfg.channels, bottom=bottom, quick=quick)
     part_hwc = image_hwc[top:bottom, left:right]
-    return resize(part_hwc, image_hw, filter=cfg.filter, exact=cfg.resizer == "exact")
+    filter = "pil_bilinear" if quick else cfg.filter
+    return resize(part_hwc, image_hw, filter=filter, exact=cfg.resizer == "exact")
 
 
 def inception_box(
