@@ -86,8 +86,8 @@ class Preprocess:
     )
     resizer: Literal["exact", "close", "fast"] = field(
         "close",
-        "exact: the filter's pixels bit for bit; close: within 0.2 grey levels on average, in half the time; "
-        "fast: as close, but training crops are decoded coarsely, within 1.5",
+        "exact: the filter's pixels bit for bit; close: within 0.3 grey levels on average, in half the time; "
+        "fast: as close, but training crops are decoded and filtered coarsely, 2 grey levels away",
     )
     mean: tuple[float, ...] = field((0.5,), "subtracted from pixels in [0, 1]: one value, or one a channel")
     std: tuple[float, ...] = field((0.5,), "divides pixels after mean: one value, or one a channel")

@@ -76,7 +76,8 @@ def erase(
     height, width, channels = image_hwc.shape
     for _ in range(ERASE_TRIES):
         area = rng.uniform(*ERASE_AREA_RANGE) * height * width
-        aspect = math.exp(rng.uniform(*(math.log(a) for a in ERASE_ASPECT_RANGE)))
+        low, high = map(math.log, ERASE_ASPECT_RANGE)
+        aspect = math.exp(rng.uniform(low, high))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < h < height and 0 < w < width:
             top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))

@@ -8,6 +8,7 @@ Dims: b rows of this host, h w pixels, c channels.
 
 import dataclasses
 import functools
+import gc
 import logging
 import math
 import multiprocessing
@@ -134,6 +135,9 @@ def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -
             yield Batch(*map(np.array, batch)) if cfg.workers else batch
     finally:
         made.close()
+        if cfg.workers:
+            del made
+            gc.collect()  # Grain's iterators are cycles that keep the last batches in shared memory
 
 
 @functools.lru_cache(maxsize=4)  # two epochs at a seam, for two sources
@@ -151,8 +155,8 @@ class _Maker:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, step: int) -> Made:
-        return self.batches.make(step)
+    def __getitem__(self, index: int) -> Made:
+        return self.batches.make(index)
 
 
 def _made(batches: TrainBatches | EvalBatches, cfg: Data, start: int) -> grain.DatasetIterator[Made]:

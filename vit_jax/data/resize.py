@@ -57,7 +57,7 @@ def _simd(image_hwc: np.ndarray, size_hw: tuple[int, int], options: simd.ResizeO
 
 
 def _pillow(image_hwc: np.ndarray, size_hw: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    size_wh = size_hw[::-1]
+    size_wh = size_hw[1], size_hw[0]
 
     def part(part_hwc: np.ndarray) -> np.ndarray:
         plane = part_hwc[..., 0] if part_hwc.shape[-1] == 1 else part_hwc
