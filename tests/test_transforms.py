@@ -120,7 +120,9 @@ def test_training_crops_stay_near_pillows(resizer: str, bound: float, size: tupl
 def test_close_evaluation_stays_near_pillows(size: tuple[int, int]) -> None:
     picture = Encoded(jpeg(photo(*size)), "photo")
     images = [
-        transforms.for_evaluation(picture, Preprocess(resize="crop", filter="pil_bicubic", resizer=r), (224, 224))
+        transforms.for_evaluation(
+            picture, Preprocess(resize="crop", filter="pil_bicubic", resizer=r), (224, 224)
+        )
         for r in ("close", "exact")
     ]
     assert np.abs(images[0].astype(int) - images[1]).mean() < 0.3
@@ -130,7 +132,10 @@ def test_predictions_on_pillow_images_are_those_on_files() -> None:
     data = jpeg(photo())
     for resizer in ("exact", "close"):
         cfg = Preprocess(resize="crop", filter="pil_bicubic", resizer=resizer)
-        pair = [transforms.for_evaluation(p, cfg, (224, 224)) for p in (Encoded(data, ""), Image.open(io.BytesIO(data)))]
+        pair = [
+            transforms.for_evaluation(p, cfg, (224, 224))
+            for p in (Encoded(data, ""), Image.open(io.BytesIO(data)))
+        ]
         np.testing.assert_array_equal(*pair)
 
 
@@ -200,4 +205,8 @@ def test_a_thin_image_becomes_a_square() -> None:
         image_hwc = np.asarray(photo(*size))
         for cfg in (Data(resize="crop"), Data(resize="crop", resizer="exact", filter="tf_bilinear")):
             assert transforms.for_evaluation(image_hwc, cfg, (32, 32)).shape == (32, 32, 3)
-            assert transforms.for_training(image_hwc, cfg, (32, 32), np.random.default_rng(0)).shape == (32, 32, 3)
+            assert transforms.for_training(image_hwc, cfg, (32, 32), np.random.default_rng(0)).shape == (
+                32,
+                32,
+                3,
+            )

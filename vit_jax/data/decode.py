@@ -147,7 +147,7 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
             factors = [byte & 15 for byte in data[body + 7 : body + 6 + 3 * components : 3]]
             unit = 8 * (max(factors) if components == 3 else 1)
             return JpegHeader(height, width, body + 1, unit, orientation)
-        if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker in (0xD9, 0xDA):
+        if (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker in (0xD9, 0xDA):
             return None
         segment_end = at + 2 + int.from_bytes(data[at + 2 : body], "big")
         if marker == 0xE1 and data[body : body + 6] == b"Exif\0\0":
