@@ -3,11 +3,11 @@
     PYTHONPATH=. python benchmarks/input.py            # table
     PYTHONPATH=. python benchmarks/input.py --json
 
-The JPEGs are crops of scikit-learn's two sample photographs, resized to 500x375 and 500x333 and saved with 4:2:0
-colour at qualities 85 to 95; the same bytes in every run. Everything runs on one core: seconds are CPU seconds of
-this process and its children, so that other load on the machine matters less. Each contender takes its turn in
-each round, and its figure is the best round. timm is measured as its users run it: a DataLoader with one worker,
-Pillow, bicubic. Where torch, timm or TensorFlow are not installed their rows are left out.
+The JPEGs are crops of scikit-learn's two sample photographs, resized to 500x375 and 500x333 and saved with
+4:2:0 colour at qualities 85 to 95; the same bytes in every run. Everything runs on one core: seconds are CPU
+seconds of this process and its children, so that other load on the machine matters less. Each contender takes
+its turn in each round, and its figure is the best round. timm is measured as its users run it: a DataLoader
+with one worker, Pillow, bicubic. Where torch, timm or TensorFlow are not installed their rows are left out.
 
 Results: benchmarks/results/input.md.
 """
@@ -20,9 +20,6 @@ import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
 
 import numpy as np
 from PIL import Image
@@ -101,7 +98,7 @@ def timm(files: Sequence[bytes], *, train: bool) -> Callable[[], int] | None:
 
 
 def tf_data(files: Sequence[bytes], *, train: bool) -> Callable[[], int] | None:
-    """One pass through tf.data as big_vision has it, bilinear without antialiasing; None without TensorFlow."""
+    """One pass through tf.data as big_vision has it: no antialiasing; None without TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
@@ -112,8 +109,8 @@ def tf_data(files: Sequence[bytes], *, train: bool) -> Callable[[], int] | None:
 
     def train_image(data: Any) -> Any:
         begin, size, _ = tf.image.sample_distorted_bounding_box(
-            tf.image.extract_jpeg_shape(data), tf.zeros([0, 0, 4]), area_range=(0.08, 1.0), min_object_covered=0,
-            use_image_if_no_bounding_boxes=True,
+            tf.image.extract_jpeg_shape(data), tf.zeros([0, 0, 4]), area_range=(0.08, 1.0),
+            min_object_covered=0, use_image_if_no_bounding_boxes=True,
         )  # fmt: skip
         (top, left, _), (height, width, _) = tf.unstack(begin), tf.unstack(size)
         image = tf.image.decode_and_crop_jpeg(data, tf.stack([top, left, height, width]), channels=3)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.cli import data as command
+from vit_jax.cli.common import run_command
 
 CONFIG = """
 from vit_jax.config import default
@@ -30,7 +31,7 @@ def config_file(tmp_path: Path) -> str:
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["data", *arguments])
-    return command.main()
+    return run_command(command.main)
 
 
 def test_json_counts_every_class_and_measures(

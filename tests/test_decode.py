@@ -179,7 +179,7 @@ def test_truncated_files_are_refused_by_name(kind: str) -> None:
 
 def test_a_jpeg_of_random_bytes_never_ends_in_anything_but_pixels_or_a_name() -> None:
     whole = encode(photo(), "JPEG")
-    rng = np.random.default_rng(0)
+    rng, names = np.random.default_rng(0), set()
     for _ in range(200):
         data = bytearray(whole)
         for at in rng.integers(2, len(data), size=8):
@@ -187,4 +187,5 @@ def test_a_jpeg_of_random_bytes_never_ends_in_anything_but_pixels_or_a_name() ->
         try:
             assert pixels(bytes(data)).ndim == 3
         except BrokenExample as e:
-            assert str(e).startswith("the file ")
+            names.add(str(e)[:9])
+    assert names <= {"the file "}

@@ -1,4 +1,4 @@
-"""What a batch holds depends on (seed, step) alone; every example is evaluated once; nothing outlives a run."""
+"""A batch depends on (seed, step) alone; evaluation sees each example once; nothing outlives a run."""
 
 import logging
 import os

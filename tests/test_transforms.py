@@ -101,7 +101,7 @@ def test_exact_evaluation_is_pillows_resize_and_centre_crop(filter: str, resize_
     np.testing.assert_array_equal(ours, theirs[top : top + 224, left : left + 224])
 
 
-# Mean grey levels to `exact`. Close: rounding, 0.11 to 0.26 measured. Fast: coarse colours and a bilinear filter,
+# Mean grey levels to `exact`. Close: rounding, 0.11 to 0.26 measured. Fast: coarse colours, bilinear,
 # 2 on average and 3.4 at most, about as far as JPEG at quality 90 is from the photograph.
 @pytest.mark.parametrize(("resizer", "bound"), [("close", 0.3), ("fast", 4.0)])
 @pytest.mark.parametrize("size", [(500, 375), (1600, 1200)])

@@ -222,8 +222,8 @@ class Spec:
     class_names: tuple[str, ...] = field((), "one name a class; empty: unknown")
 
 
-def default() -> ConfigDict:
-    """The tree of all fields at their defaults, for config files to edit."""
+def default() -> Any:
+    """The tree of all fields at their defaults, a ConfigDict for config files to edit."""
     tree = ConfigDict(type_safe=False)
     for name, f in fields.leaves(Config).items():
         _set(tree, name, f.default)
@@ -243,6 +243,17 @@ def load_file(reference: str) -> ConfigDict:
     return module.get_config(arg)
 
 
+def from_command_line(reference: str, arguments: list[str]) -> Config:
+    """The config of a file with `--config.section.field=value` arguments applied. Raises UserError."""
+    tree = load_file(reference)
+    for argument in arguments:
+        prefix, dot, assignment = argument.partition(".")
+        if prefix != "--config" or not dot:
+            fail(f"unknown argument {argument}: fields are set by --config.section.field=value")
+        override(tree, assignment)
+    return parse(tree)
+
+
 def override(tree: ConfigDict, assignment: str) -> None:
     """Apply `section.field=text` to `tree`, reading the text as the field's type. Raises UserError."""
     name, equals, text = assignment.partition("=")
@@ -254,6 +265,22 @@ def override(tree: ConfigDict, assignment: str) -> None:
 def parse(tree: ConfigDict | dict[str, Any]) -> Config:
     """Check `tree` whole and freeze it. Raises UserError for an unknown field or a bad value."""
     return fields.build(Config, tree.to_dict() if isinstance(tree, ConfigDict) else tree)
+
+
+def override_data(data: Data, arguments: list[str]) -> Data:
+    """`data` with `--data.field=value` arguments applied. Raises UserError."""
+    tree = dataclasses.asdict(data)
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not name.startswith("--data.") or not equals:
+            fail(f"unknown argument {argument}: data fields are set by --data.field=value")
+        tree[name.removeprefix("--data.")] = fields.read(Config, name.removeprefix("--"), text)
+    return fields.build(Data, tree)
+
+
+def preprocess_of(data: Data) -> Preprocess:
+    """The part of `data` that travels with a checkpoint."""
+    return Preprocess(**{f.name: getattr(data, f.name) for f in dataclasses.fields(Preprocess)})
 
 
 def parse_spec(tree: dict[str, Any]) -> Spec:

@@ -1,12 +1,5 @@
-"""Look at what the model will see: a contact sheet, class counts, image sizes, and the loader's speed.
+"""Look at what the model will see: a contact sheet, class counts, image sizes, and the loader's speed."""
 
-examples:
-  python -m vit_jax.cli.data configs/quickstart.py --out batch.png
-  python -m vit_jax.cli.data configs/quickstart.py --out batch.png --config.data.threads=2
-  python -m vit_jax.cli.data configs/quickstart.py --json --seconds 10
-"""
-
-import argparse
 import json
 import sys
 import time
@@ -18,12 +11,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_jax import config
+from vit_jax.cli.common import make_parser, run_command
 from vit_jax.config import Config
 from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 
+EXAMPLES = """examples:
+  python -m vit_jax.cli.data configs/quickstart.py --out batch.png
+  python -m vit_jax.cli.data configs/quickstart.py --out batch.png --config.data.threads=2
+  python -m vit_jax.cli.data configs/quickstart.py --json --seconds 10
+"""
 CELL_PX = 112  # least side of an image on the sheet
 LABEL_PX = 14
 SHEET_VIEWS = 4  # augmented views beside each image as it is evaluated
@@ -31,22 +30,9 @@ COUNTED = 2000  # examples whose labels and sizes are read where labels are not 
 SHOWN_CLASSES = 20
 
 
-def main() -> int:
-    """Exit code 0, or 2 after a user's mistake."""
-    try:
-        return run(sys.argv[1:])
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-
-
-def run(argv: list[str]) -> int:
-    """Parse, look, print. Raises UserError."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vit_jax.cli.data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main() -> None:
+    """Parse the command line, look, print. Raises UserError."""
+    parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="config file, or FILE.py:ARGUMENT")
     parser.add_argument("--out", type=Path, help="write a contact sheet here, as .png or .jpg")
     parser.add_argument("--split", choices=("train", "eval"), default="train", help="default: %(default)s")
@@ -55,8 +41,8 @@ def run(argv: list[str]) -> int:
         "--seconds", type=float, default=3.0, help="how long to measure speed (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args, rest = parser.parse_known_args(argv)
-    cfg = _load(args.config, rest)
+    args, rest = parser.parse_known_args()
+    cfg = config.from_command_line(args.config, rest)
     source = sources.open_split(cfg.data, train=args.split == "train")
     report = describe(source, cfg)
     if args.out:
@@ -65,7 +51,6 @@ def run(argv: list[str]) -> int:
     if args.seconds > 0:
         report["images_per_s"] = round(speed(source, cfg, args.seconds, train=args.split == "train"), 1)
     print(json.dumps(report) if args.json else _text(report, args.split))
-    return 0
 
 
 def describe(source: Source, cfg: Config) -> dict[str, Any]:
@@ -152,16 +137,6 @@ def speed(source: Source, cfg: Config, seconds: float, *, train: bool) -> float:
     return images / (time.perf_counter() - start) if start is not None and images else 0.0
 
 
-def _load(reference: str, arguments: list[str]) -> Config:
-    tree = config.load_file(reference)
-    for argument in arguments:
-        prefix, dot, assignment = argument.partition(".")
-        if prefix != "--config" or not dot:
-            raise UserError(f"unknown argument {argument}: fields are set by --config.section.field=value")
-        config.override(tree, assignment)
-    return config.parse(tree)
-
-
 def _save(image: Image.Image, path: Path) -> None:
     try:
         image.save(path)
@@ -204,4 +179,4 @@ def _size(hw: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command(main))

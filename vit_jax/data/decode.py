@@ -1,8 +1,8 @@
 """From a file's bytes to the uint8 pixels that a person would expect to see.
 
 Transparent pixels are shown on white, CMYK is inverted where Adobe's marker says so, 16-bit grey keeps its
-high byte, EXIF orientation is applied, animations give their first frame. Knows the size before it decodes, so
-that a transform can ask for the part that it needs. Dims: h w pixels, c channels.
+high byte, EXIF orientation is applied, animations give their first frame. Knows the size before it decodes,
+so that a transform can ask for the part that it needs. Dims: h w pixels, c channels.
 """
 
 import functools
@@ -82,7 +82,7 @@ class Encoded:
 
 
 def open_pillow(data: bytes, name: str) -> Image.Image:
-    """Encoded bytes to an upright Pillow image, first frame. Raises BrokenExample naming what cannot be read."""
+    """An upright Pillow image of encoded bytes, first frame. Raises BrokenExample with `name`."""
     try:
         image = Image.open(io.BytesIO(data))
         _refuse_bombs(image.height, image.width, name)
@@ -98,11 +98,9 @@ def open_pillow(data: bytes, name: str) -> Image.Image:
 
 
 def from_pillow(image: Image.Image, channels: int, name: str = "image") -> np.ndarray:
-    """uint8 [h, w, c] of a Pillow image of any mode. Raises UserError for channels that images do not have."""
+    """uint8 [h, w, c] of an image of any mode. Raises UserError for channels that images do not have."""
     if channels not in PILLOW_MODES:
-        raise UserError(
-            f"data.channels={channels}: {name} can be read as 1 (grey), 3 (RGB) or 4 (RGBA) channels"
-        )
+        raise UserError(f"data.channels={channels}: {name} has 1 (grey), 3 (RGB) or 4 (RGBA)")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -114,7 +112,7 @@ def from_pillow(image: Image.Image, channels: int, name: str = "image") -> np.nd
 
 
 def convert(image_hwc: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [h, w, c] with `channels`: grey to RGB and back, else as it is. Raises UserError for other pairs."""
+    """uint8 [h, w, c] with `channels`: grey to RGB and back. Raises UserError for other changes."""
     have = image_hwc.shape[-1]
     if have == channels:
         return image_hwc
@@ -158,8 +156,8 @@ def jpeg_header(data: bytes) -> JpegHeader | None:
 
 def _decode_jpeg(data: bytes, header: JpegHeader, bottom: int | None, shrink: int, quick: bool) -> np.ndarray:
     # A file that ends as it should can be cut short: the height in its header is lowered to the unit below
-    # `bottom` (colours are upsampled from a row's neighbours), and libjpeg stops there. It then complains of bytes
-    # left over, so strict reading is for the others, whose end may be missing.
+    # `bottom` (colours are upsampled from a row's neighbours), and libjpeg stops there. It then complains of
+    # bytes left over, so strict reading is for the others, whose end may be missing.
     whole = data.endswith(END_OF_JPEG) or data[-64:].rstrip(b"\0\r\n").endswith(END_OF_JPEG)
     height, unit = header.height, header.unit_height
     if whole and bottom is not None and header.orientation == 1:

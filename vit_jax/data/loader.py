@@ -1,9 +1,9 @@
 """Batches whose content is a pure function of (seed, step): killed anywhere, continued anywhere.
 
 Global position p = step * batch_size + row is copy `p % repeats` of example `order(seed, epoch)[rank]`, with
-(epoch, rank) = divmod(p // repeats, n); its augmentation is drawn from `(seed, epoch, index, copy)`. A host makes
-only its `rows` of the global batch, so the stream depends on neither hosts, workers, threads nor devices.
-Dims: b rows of this host, h w pixels, c channels.
+(epoch, rank) = divmod(p // repeats, n); its augmentation is drawn from `(seed, epoch, index, copy)`. A host
+makes only its `rows` of the global batch, so the stream is the same for any number of hosts, workers, threads
+and devices. Dims: b rows of this host, h w pixels, c channels.
 """
 
 import dataclasses
@@ -114,10 +114,10 @@ class EvalBatches:
 
 
 def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -> Iterator[Batch]:
-    """`batches[start], batches[start + 1], ...`, made ahead by `cfg.workers` processes or `cfg.threads` threads.
+    """`batches[start], batches[start + 1], ...`, made ahead by `cfg.workers` processes or threads.
 
-    A generator: `close()` it, or let go of it, and its threads and processes end. Examples that cannot be read
-    raise BrokenExample, or with `cfg.on_error=skip` are logged by name, each once, with a running count.
+    A generator: `close()` it, or let go of it, and its threads and processes end. Examples that cannot be
+    read raise BrokenExample, or with `cfg.on_error=skip` are logged by name, each once, with a running count.
     """
     if start >= len(batches):
         return

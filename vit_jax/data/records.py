@@ -1,6 +1,6 @@
 """Data sets that others prepared: TFDS array_record, Hugging Face parquet, CIFAR binary files.
 
-Each class has `len`, `class_names`, `get(i)` and `labels()` as `sources.Source` wants them, and can be pickled.
+Each class has `len`, `class_names`, `get(i)` and `labels()` as `sources.Source` wants them, and pickles.
 """
 
 import dataclasses
@@ -161,7 +161,7 @@ def _want_random_access(name: str, prepared: Path) -> None:
     if stored in ("array_record", "parquet"):
         return
     raise UserError(
-        f"data set {name} in {prepared} is stored as {stored}, which cannot be read at random: convert it once with "
+        f"data set {name} in {prepared} is stored as {stored}, without random access: convert it once with "
         "`pip install tensorflow apache-beam && python -m tensorflow_datasets.scripts.convert_format "
         f"--dataset_dir={prepared} --out_file_format=array_record --out_path={prepared}/array_record`"
     )

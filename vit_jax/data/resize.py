@@ -1,8 +1,8 @@
 """Resizing under exact names: whose pixels, and how closely. uint8 arrays [h, w, c] in and out.
 
 `pil_bilinear` and `pil_bicubic` are Pillow's antialiased filters; `tf_bilinear` is `tf.image.resize` as the
-official ViT code calls it: half-pixel centres, no antialiasing. `exact` gives their pixels bit for bit (TensorFlow's
-floats rounded); SIMD code follows Pillow's within 0.2 grey levels on average (tests/test_transforms.py).
+official ViT code calls it: half-pixel centres, no antialiasing. `exact` gives their pixels bit for bit
+(TensorFlow's floats rounded); SIMD code follows Pillow's within 0.2 grey levels on average.
 """
 
 import math
@@ -70,7 +70,7 @@ def _pillow(image_hwc: np.ndarray, size_hw: tuple[int, int], resample: Image.Res
 
 
 def _tf_bilinear(image_hwc: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """float32 in TensorFlow's order of operations, then rounded. Source: resize_bilinear_op, half-pixel centres."""
+    """float32 in the order of TensorFlow's resize_bilinear with half-pixel centres, then rounded."""
     (h, w), (out_h, out_w) = image_hwc.shape[:2], size_hw
     y0, y1, dy = _neighbours(h, out_h)
     x0, x1, dx = _neighbours(w, out_w)

@@ -1,7 +1,7 @@
-"""Where images come from: embedded digits, arrays, a folder of class folders; `records.py` has TFDS and others.
+"""Where images come from: digits, arrays, a folder of class folders; `records.py` has TFDS and others.
 
-A source is random access to (picture, label) pairs; encoded pictures are decoded in `transforms.py`, once it is
-known which part of them is needed. Sources travel to worker processes, so they are plain dataclasses.
+A source is random access to (picture, label) pairs; encoded pictures are decoded in `transforms.py`, once it
+is known which part of them is needed. Sources travel to worker processes, so they are plain dataclasses.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def open_split(cfg: Data, *, train: bool) -> Source:
 
 
 def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: Sequence[str]) -> Source:
-    """uint8 images [n, h, w, c] of any number of channels, or [n, h, w], and integer labels [n], in memory."""
+    """uint8 images [n, h, w, c] with any number of channels, or [n, h, w], and integer labels [n]."""
     if len(images) != len(labels) or images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
             f"got {images.dtype} images of shape {images.shape} and {len(labels)} labels: "
@@ -96,6 +96,14 @@ def folder(cfg: Data, *, train: bool) -> Source:
         )
     held = _Files(str(split_dir), files, np.array(labels, np.int32))
     return Source(len(files), names, held.get, held.all_labels)
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image of a file. Raises UserError naming what cannot be read."""
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
 
 
 def decode(data: bytes, name: str) -> Image.Image:

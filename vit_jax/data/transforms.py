@@ -1,7 +1,7 @@
 """Host transforms: an image to uint8 [h, w, c], a pure function of the image and a generator.
 
-Evaluation is `resize` and centre crop as a checkpoint's Preprocess says. Training is a crop, then the operations
-of `operations(cfg)` in their order, each of them `(image_hwc, rng) -> image_hwc`.
+Evaluation is `resize` and centre crop as a checkpoint's Preprocess says. Training is a crop, then the
+operations of `operations(cfg)` in their order, each of them `(image_hwc, rng) -> image_hwc`.
 """
 
 import functools

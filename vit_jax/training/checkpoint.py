@@ -1,0 +1,147 @@
+"""Checkpoints on Orbax: what is in them, how they are checked, and which one is used.
+
+A step holds `params`, `rest` (optimizer state, window sums) and `record`, a JSON object that makes the
+parameters usable on their own: config, spec, class names, versions, and a digest a leaf. Orbax ignores saves
+that a kill interrupted; the digests catch what it does not notice: changed bytes in array data.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from vit_jax.errors import UserError
+
+PARAMS, REST, RECORD = "params", "rest", "record"
+
+
+class Checkpoints:
+    """A folder of numbered steps, of which the newest `keep` are kept."""
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
+        self.directory = directory.absolute()
+        self.notices = [
+            f"checkpoint {p.name.split('.')[0]} was interrupted while it was saved: ignored"
+            for p in sorted(self.directory.glob("*.orbax-checkpoint-tmp"))
+        ]
+        policy: Any = ocp.training.preservation_policies.LatestN(keep)
+        self._orbax = ocp.training.Checkpointer(
+            str(self.directory), context=_context(), cleanup_tmp_directories=True, preservation_policy=policy
+        )
+
+    def save(self, step: int, record: dict[str, Any], **trees: Any) -> None:
+        """Copy the trees off the devices, then write in the background.
+
+        Raises UserError if this or an earlier write fails.
+        """
+        digests = {name: digest(tree) for name, tree in trees.items()}
+        try:
+            self._orbax.save_checkpointables_async(
+                step, {**trees, RECORD: {**record, "step": step, "digests": digests}}, force=True
+            )
+        except Exception as e:
+            raise _save_failed(self.directory, e) from e
+
+    def restore(self, **abstract: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(record, trees) of the newest sound step, or None. Unsound ones are set aside and noticed."""
+        for found in reversed(self._orbax.checkpoints):
+            try:
+                record, trees = read(self.directory / str(found.step), **abstract)
+            except UserError as e:
+                self._set_aside(found.step)
+                self.notices.append(f"{e}: using the one before")
+            else:
+                return record, trees
+        return None
+
+    def newest_record(self) -> dict[str, Any] | None:
+        """The record of the newest step, once it is written."""
+        self._orbax.wait()
+        found = steps_in(self.directory)
+        return read_record(self.directory / str(found[-1])) if found else None
+
+    def close(self) -> None:
+        """Wait for the writes. Raises UserError if one failed."""
+        try:
+            self._orbax.close()
+        except Exception as e:
+            raise _save_failed(self.directory, e) from e
+
+    def _set_aside(self, step: int) -> None:
+        # Out of the numbered steps, so that the step can be saved again; kept, for whoever wants to look.
+        target = self.directory.parent / "unsound" / f"{self.directory.name}-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(target)
+        self._orbax.reload()
+
+
+def steps_in(directory: Path) -> list[int]:
+    """Numbers of the finished steps of a folder, ascending."""
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and p.is_dir())
+
+
+def read_record(step_dir: Path) -> dict[str, Any]:
+    """The record of one step. Raises UserError if there is none that can be read."""
+    try:
+        with _context():
+            return ocp.load_checkpointables(str(step_dir.absolute()), {RECORD: None})[RECORD]
+    except Exception as e:
+        raise UserError(f"checkpoint {step_dir} cannot be read ({_root_cause(e)})") from e
+
+
+def read(step_dir: Path, **abstract: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(record, trees) of one step, each leaf checked. Raises UserError if anything is missing or changed."""
+    record = read_record(step_dir)
+    try:
+        with _context():
+            trees = ocp.load_checkpointables(str(step_dir.absolute()), abstract)
+    except Exception as e:
+        raise UserError(f"checkpoint {step_dir} cannot be read ({_root_cause(e)})") from e
+    for name, tree in trees.items():
+        wanted, got = record["digests"][name], digest(tree)
+        changed = [path for path in wanted if wanted[path] != got.get(path)]
+        if changed:
+            raise UserError(
+                f"checkpoint {step_dir} has changed on disk: {name}{changed[0]} has another digest"
+            )
+    return record, trees
+
+
+def digest(tree: Any) -> dict[str, int]:
+    """{path: uint32} that does not depend on the sharding: a sum of the bits, weighted by position."""
+    values = jax.device_get(_digests(tree))
+    return {jax.tree_util.keystr(p): int(v) for p, v in jax.tree_util.tree_leaves_with_path(values)}
+
+
+@jax.jit
+def _digests(tree: Any) -> Any:
+    return jax.tree.map(_digest_leaf, tree)
+
+
+def _digest_leaf(x: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).reshape(-1)
+    odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1  # odd weights: no single change is multiplied to 0
+    return (bits * odd).sum(dtype=jnp.uint32)
+
+
+def _context() -> ocp.Context:
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=RECORD)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _save_failed(directory: Path, error: Exception) -> UserError:
+    return UserError(f"cannot save to {directory} ({_root_cause(error)}): earlier checkpoints are intact")
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:200]

@@ -1,0 +1,45 @@
+"""Metrics over a whole split, each example counted exactly once."""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from vit_jax.config import Data, Spec
+from vit_jax.data import loader
+from vit_jax.data.sources import Source
+from vit_jax.training import mesh as meshes
+from vit_jax.training.step import eval_step, zero_sums
+
+
+class Evaluator:
+    """A compiled evaluation step over global batches of `batch_size`, rounded up to fill the devices."""
+
+    def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
+        step = functools.partial(eval_step, model=model, preprocess=spec.preprocess)
+        self._add = jax.jit(
+            lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch))
+        )
+        self._spec, self._mesh = spec, mesh
+        self._batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+
+    def __call__(self, params: Any, source: Source, cfg: Data) -> dict[str, float]:
+        """{"examples", "top1", "top5" (fractions), "loss" (mean)} of `source`, read as `cfg` says."""
+        rows = meshes.host_rows(self._batch_size, self._mesh)
+        batches = loader.EvalBatches(
+            source, self._spec.preprocess, self._spec.model.image_hw, self._batch_size, rows
+        )
+        sums = zero_sums()
+        for batch in loader.iterate(batches, cfg):
+            sums = self._add(sums, params, meshes.to_devices(batch, self._batch_size, self._mesh))
+        loss, top1, top5, weight = map(float, jax.device_get(sums))
+        return {"examples": int(weight), "top1": top1 / weight, "top5": top5 / weight, "loss": loss / weight}
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """Such as `top-1 98.61%, top-5 100.00%, loss 0.0567 on 359 examples`."""
+    shares = f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
+    return f"{shares}, loss {metrics['loss']:.4f} on {metrics['examples']:,} examples"

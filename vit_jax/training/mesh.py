@@ -1,0 +1,78 @@
+"""Which devices, how arrays are laid out over them, and which rows of a batch this host feeds.
+
+The mesh has two axes: the batch is split over both, parameters and optimizer state over `fsdp` alone.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.data.loader import Batch
+from vit_jax.errors import UserError
+
+SMALLEST_SPLIT = 1024  # elements; smaller arrays are kept whole, as moving them costs more than it saves
+
+
+def make(device: str, fsdp: int) -> Mesh:
+    """The mesh over all devices of a kind ("any": the default one). Raises UserError if there is none."""
+    try:
+        devices = jax.devices() if device == "any" else jax.devices(device)
+    except RuntimeError as e:
+        found = jax.default_backend()
+        raise UserError(
+            f"device={device} was asked for, but jax finds only {found}: install its extra"
+        ) from e
+    if len(devices) % fsdp:
+        raise UserError(f"fsdp={fsdp} does not divide the {len(devices)} devices")
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def describe(mesh: Mesh) -> str:
+    """Such as `8 x TPU v4 (data=8, fsdp=1), 1 process`."""
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    kind = mesh.devices.flat[0].device_kind
+    processes = jax.process_count()
+    return f"{mesh.size} x {kind} ({axes}), {processes} process{'es' if processes > 1 else ''}"
+
+
+def check_batch(name: str, batch_size: int, mesh: Mesh) -> None:
+    """Raise UserError unless the devices can share a batch evenly."""
+    if batch_size % mesh.size:
+        near = max(batch_size // mesh.size, 1) * mesh.size
+        raise UserError(f"{name}={batch_size} is not a multiple of the {mesh.size} devices: use {near}")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A sharding a leaf: the largest dimension that `fsdp` divides is split, small arrays are whole."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, mesh.shape["fsdp"])), tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def host_rows(batch_size: int, mesh: Mesh) -> list[int]:
+    """Indices into the global batch of the rows that this host's devices hold, in ascending order."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[index[0]] for index in held.values() if index is not None]
+    return np.unique(np.concatenate(rows)).tolist()
+
+
+def to_devices(batch: Batch, batch_size: int, mesh: Mesh) -> Batch:
+    """This host's rows to global arrays split over the devices."""
+    sharding = batch_sharding(mesh)
+    put = lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
+    return Batch(*map(put, batch))
+
+
+def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    if np.prod(shape) < SMALLEST_SPLIT or parts == 1:
+        return PartitionSpec()
+    for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
+        if shape[i] % parts == 0:
+            return PartitionSpec(*("fsdp" if j == i else None for j in range(len(shape))))
+    return PartitionSpec()

@@ -1,0 +1,99 @@
+"""What a run tells: console, log.txt, metrics.jsonl, TensorBoard and curves.png. One process writes."""
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1")))
+
+
+class Reporter:
+    """Writes of one run in `workdir`, continued after `step`: what was written for later steps is dropped."""
+
+    def __init__(self, workdir: Path, *, step: int, steps: int, active: bool) -> None:
+        self._active = active
+        if not active:
+            return
+        self._workdir = workdir
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._live = sys.stdout.isatty()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self._console, disable=not self._live)
+        self._task = self._progress.add_task("training", total=steps, completed=step)
+        self._log = (workdir / "log.txt").open("a", buffering=1)
+        self._metrics = workdir / "metrics.jsonl"
+        _keep_until(self._metrics, step)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        """One line to the console and to log.txt."""
+        if self._active:
+            self._console.print(text, markup=False)
+            self._log.write(text + "\n")
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, flushed, and the same to TensorBoard."""
+        if not self._active:
+            return
+        with self._metrics.open("a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def advance(self, step: int, text: str) -> None:
+        """The live bar, or a plain line where there is no terminal."""
+        if not self._active:
+            return
+        if self._live:
+            self._progress.update(self._task, completed=step, description=text)
+            self._log.write(text + "\n")
+        else:
+            self.say(text)
+
+    def curves(self) -> None:
+        """Draw curves.png from metrics.jsonl."""
+        if self._active and self._metrics.exists():
+            _draw([json.loads(line) for line in self._metrics.open()], self._workdir / "curves.png")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: Any, trace: TracebackType | None) -> None:
+        if self._active:
+            self._progress.stop()
+            self._tensorboard.close()
+            self._log.close()
+
+
+def _keep_until(metrics: Path, step: int) -> None:
+    """Drop lines after `step`, and a last line that a kill cut off."""
+    if not metrics.exists():
+        return
+    whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+    part = metrics.with_suffix(".tmp")
+    part.write_text(kept)
+    part.replace(metrics)
+
+
+def _draw(lines: list[dict[str, float]], path: Path) -> None:
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else None)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=100)
