@@ -139,6 +139,15 @@ def test_predictions_on_pillow_images_are_those_on_files() -> None:
         np.testing.assert_array_equal(*pair)
 
 
+@given(h=st.integers(1, 9), w=st.integers(1, 9), pad_px=st.integers(0, 12), seed=st.integers(0, 2**32))
+def test_a_shift_is_a_random_crop_of_the_padded_image(h: int, w: int, pad_px: int, seed: int) -> None:
+    image_hwc = np.random.default_rng(0).integers(1, 256, size=(h, w, 2), dtype=np.uint8)
+    top, left = np.random.default_rng(seed).integers(2 * pad_px + 1, size=2)
+    padded = np.pad(image_hwc, ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
+    out = augment.shift(image_hwc, np.random.default_rng(seed), pad_px=pad_px)
+    np.testing.assert_array_equal(out, padded[top : top + h, left : left + w])
+
+
 AUGMENTED = (
     Data(policy="randaug", randaug_layers=3, randaug_magnitude=9),
     Data(policy="three", jitter=0.3),

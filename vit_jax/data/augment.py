@@ -29,9 +29,12 @@ def flip(image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def shift(image_hwc: np.ndarray, rng: np.random.Generator, *, pad_px: int) -> np.ndarray:
     """Move by up to `pad_px` each way, zeros behind: pad and random crop, as is usual for CIFAR."""
     h, w, _ = image_hwc.shape
-    padded = np.pad(image_hwc, ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
-    top, left = rng.integers(2 * pad_px + 1, size=2)
-    return padded[top : top + h, left : left + w]
+    top, left = map(int, rng.integers(2 * pad_px + 1, size=2))
+    down, right = max(-h, min(pad_px - top, h)), max(-w, min(pad_px - left, w))
+    out = np.zeros(image_hwc.shape, np.uint8)
+    seen = image_hwc[max(-down, 0) : h - down, max(-right, 0) : w - right]
+    out[max(down, 0) :, max(right, 0) :][: seen.shape[0], : seen.shape[1]] = seen
+    return out
 
 
 def randaug(image_hwc: np.ndarray, rng: np.random.Generator, *, layers: int, magnitude: float) -> np.ndarray:
