@@ -125,14 +125,15 @@ def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -
     skipped: set[str] = set()
     try:
         for batch, broken in made:
+            if cfg.workers:  # they answer in shared memory, which ends with the array object
+                batch = Batch(*map(np.array, batch))
             for message in broken:
                 if cfg.on_error == "error":
                     raise BrokenExample(f"{message}; data.on_error=skip goes on without it")
                 if message not in skipped:
                     skipped.add(message)
                     log.warning("skipped %s (%d so far)", message, len(skipped))
-            # Workers answer in shared memory, which ends with the array object: what leaves here is plain.
-            yield Batch(*map(np.array, batch)) if cfg.workers else batch
+            yield batch
     finally:
         made.close()
         if cfg.workers:
