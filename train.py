@@ -1,11 +1,13 @@
 """Train or fine-tune: flags -> config -> run."""
 
+import os
 import sys
 from pathlib import Path
 
 from vit_jax import config, fields
 from vit_jax.cli.common import make_parser, run_command
 
+COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
 EXAMPLES = """examples:
   python train.py --config configs/quickstart.py --workdir runs/quickstart
   python train.py --config configs/vit_b16.py --workdir runs/b16 --config.optim.lr=3e-4
@@ -33,8 +35,13 @@ def main() -> int:
     args, rest = parser.parse_known_args()
     cfg = config.from_command_line(args.config, rest)
 
-    from vit_jax.training import loop  # after parsing: --help stays quick
+    import jax  # after parsing: --help stays quick
 
+    from vit_jax.training import loop
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     outcome = loop.run(cfg, args.workdir, accept_change=args.config_change == "accept")
     return 128 + outcome.signal if outcome.signal else 0
 

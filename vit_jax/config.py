@@ -20,18 +20,27 @@ from vit_jax.fields import at_least, fail, field, rate, section
 class Model:
     """Architecture and numerics: all that is needed, with a class count, to build the module."""
 
+    family: Literal["vit", "mixer"] = field("vit", "Vision Transformer, hybrids included, or MLP-Mixer")
     image_size: int | tuple[int, int] = field(224, "input pixels: a square's side, or (height, width)")
-    patch_size: int = field(16, "side of a square patch, in pixels")
+    patch_size: int = field(16, "side of a square patch, in pixels; after a stem, in its output's pixels")
+    stem_width: int = field(0, "features of the ResNet stem's first convolution, 64 in hybrids; 0: no stem")
+    stem_blocks: tuple[int, ...] = field((), "residual units of each stage of the stem; empty: only its root")
     width: int = field(192, "features a token")
     depth: int = field(12, "encoder blocks")
     heads: int = field(3, "attention heads a block")
     mlp_width: int = field(768, "hidden features of a block's MLP")
+    mlp: Literal["gelu", "swiglu"] = field("gelu", "down(gelu(up x)), or down(silu(gate x) * up x)")
+    token_width: int = field(0, "hidden features of the Mixer's MLP over tokens")
     classes: int = field(0, "output classes; 0: as many as the data set has")
     class_token: bool = field(True, "prepend a learned class token")
+    distill_token: bool = field(False, "DeiT's second token and head; training returns both heads' logits")
+    registers: int = field(0, "learned tokens without a position, before the patches, that no head reads")
     posemb: Literal["learned", "sincos2d", "none"] = field("learned", "position embedding")
     posemb_class_slot: bool = field(True, "learned positions cover the class token too, as in official files")
     pooling: Literal["token", "gap", "map"] = field("token", "class token, mean of patches, or attention")
     pre_logits: int = field(0, "features of a Dense + tanh before the head; 0: none")
+    qk_norm: bool = field(False, "LayerNorm of queries and keys, a head at a time")
+    layer_scale: float = field(0.0, "initial value of a learned scale on each branch's output; 0: none")
     dropout: float = field(0.0, "dropout rate after the embedding, the attention and both MLP layers")
     stochastic_depth: float = field(0.0, "drop rate of the last block's branches, growing linearly from 0")
     gelu: Literal["tanh", "exact"] = field("tanh", "GELU form; the official files use tanh")
@@ -46,31 +55,79 @@ class Model:
         return (size, size) if isinstance(size, int) else size
 
     @property
+    def stride(self) -> int:
+        """Input pixels from one patch to the next: the patch size times what the stem shrinks by."""
+        stem = 4 * 2 ** max(len(self.stem_blocks) - 1, 0) if self.stem_width else 1
+        return self.patch_size * stem
+
+    @property
     def grid_hw(self) -> tuple[int, int]:
         """(rows, columns) of the patch grid."""
         h, w = self.image_hw
-        return h // self.patch_size, w // self.patch_size
+        return h // self.stride, w // self.stride
 
     def __post_init__(self) -> None:
-        p = self.patch_size
         for name in ("patch_size", "width", "depth", "heads", "mlp_width"):
             at_least(f"model.{name}", getattr(self, name), 1)
+        for name in ("stem_width", "token_width", "classes", "registers", "pre_logits", "layer_scale"):
+            at_least(f"model.{name}", getattr(self, name), 0)
+        for name in ("dropout", "stochastic_depth"):
+            rate(f"model.{name}", getattr(self, name))
+        self._check_sizes()
+        self._check_tokens()
+        self._check_family()
+
+    def _check_sizes(self) -> None:
+        step = self.stride
+        source = "model.patch_size" if not self.stem_width else "patch times stem stride"
         for px in self.image_hw:
-            if px < p or px % p:
-                near = f"{px // p * p} or {(px // p + 1) * p}" if px > p else str(p)
-                fail(f"model.image_size={px} is not a multiple of model.patch_size={p}: use {near}")
+            if px < step or px % step:
+                near = f"{px // step * step} or {(px // step + 1) * step}" if px > step else str(step)
+                fail(f"model.image_size={px} is not a multiple of {source}={step}: use {near}")
         if self.width % self.heads:
             fits = [h for h in range(1, self.width + 1) if self.width % h == 0]
             near = min(fits, key=lambda h: abs(h - self.heads))
             fail(f"model.heads={self.heads} does not divide model.width={self.width}: use {near} heads")
         if self.posemb == "sincos2d" and self.width % 4:
             fail(f"model.width={self.width} is not a multiple of 4, which model.posemb=sincos2d needs")
+        if self.stem_width % 32:
+            fail(f"model.stem_width={self.stem_width} is not a multiple of the 32 norm groups: use 64, or 0")
+        if self.stem_blocks and (not self.stem_width or min(self.stem_blocks) < 1):
+            fail(
+                f"model.stem_blocks={self.stem_blocks} needs model.stem_width above 0 and units of at least 1"
+            )
+
+    def _check_tokens(self) -> None:
         if self.pooling == "token" and not self.class_token:
             fail("model.pooling=token needs model.class_token=True: set it, or use pooling=gap or map")
-        for name in ("classes", "pre_logits"):
-            at_least(f"model.{name}", getattr(self, name), 0)
-        for name in ("dropout", "stochastic_depth"):
-            rate(f"model.{name}", getattr(self, name))
+        if self.distill_token and (self.pooling != "token" or self.pre_logits):
+            fail("model.distill_token=True needs model.pooling=token and model.pre_logits=0")
+
+    def _check_family(self) -> None:
+        if self.family == "vit":
+            if self.token_width:
+                fail(f"model.token_width={self.token_width} is for model.family=mixer: set it to 0")
+            return
+        at_least("model.token_width (of model.family=mixer)", self.token_width, 1)
+        for name, only in MIXER_ONLY.items():
+            if getattr(self, name) != only:
+                fail(f"model.{name}={getattr(self, name)} has no meaning for model.family=mixer: use {only}")
+
+
+# What a Mixer has no choice of: it has neither attention nor extra tokens nor positions.
+MIXER_ONLY = {
+    "heads": 1,
+    "stem_width": 0,
+    "mlp": "gelu",
+    "class_token": False,
+    "distill_token": False,
+    "registers": 0,
+    "posemb": "none",
+    "pooling": "gap",
+    "pre_logits": 0,
+    "qk_norm": False,
+    "layer_scale": 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

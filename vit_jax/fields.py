@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import typing
 from types import UnionType
 from typing import Any, Literal
@@ -110,8 +111,9 @@ def _check(name: str, value: Any, hint: Any) -> Any:
         items = typing.get_args(hint)
         if isinstance(value, list | tuple) and (items[-1] is ... or len(items) == len(value)):
             return tuple(_check(name, v, items[0]) for v in value)
-    elif hint is float and type(value) in (int, float):
-        return float(value)
+    elif hint is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
     elif type(value) is hint:
         return value
     fail(f"{name}={value!r} is not {_wanted(hint)}")

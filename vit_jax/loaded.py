@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,8 @@ from vit_jax.training.step import normalise
 BATCH_SIZE = 64  # of `classify`: bounds memory, and lets all calls share one compiled program
 
 
-class Prediction(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Prediction:
     """One class of one image; `confidence` is the softmax probability."""
 
     name: str

@@ -37,8 +37,9 @@ def main() -> None:
     spec = dataclasses.replace(loaded.spec, preprocess=config.preprocess_of(data))
     source = sources.open_split(data, train=False)
     mesh = meshes.make("any", 1)
+    params = jax.device_put(loaded.params, meshes.shardings(loaded.params, mesh))
     with jax.set_mesh(mesh):
-        metrics = Evaluator(loaded.model, spec, mesh, args.batch_size)(loaded.params, source, data)
+        metrics = Evaluator(loaded.model, spec, mesh, args.batch_size)(params, source, data)
     print(json.dumps(metrics) if args.json else format_metrics(metrics))
 
 

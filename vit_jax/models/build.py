@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.config import Model
+from vit_jax.models.mixer import Mixer
 from vit_jax.models.vit import ViT
+
+FAMILIES = {"vit": ViT, "mixer": Mixer}
 
 
 def build(cfg: Model, *, classes: int = 0) -> nn.Module:
@@ -16,7 +19,7 @@ def build(cfg: Model, *, classes: int = 0) -> nn.Module:
     cfg = dataclasses.replace(cfg, classes=cfg.classes or classes)
     if not cfg.classes:
         raise ValueError("build needs a class count: set cfg.classes or pass classes")
-    return ViT(cfg)
+    return FAMILIES[cfg.family](cfg)
 
 
 def init(model: nn.Module, key: jax.Array, *, image_hw: tuple[int, int], channels: int) -> Any:

@@ -1,6 +1,6 @@
 """The parts of an encoder block.
 
-Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features a head, f MLP width.
+Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features a head, f hidden features.
 Parameters are float32; matrix products run in `cfg.dtype`; norm statistics and softmax in float32.
 """
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vit_jax.config import Model
 
 XAVIER = nn.initializers.xavier_uniform()
+MLP_KERNEL = {"vit": XAVIER, "mixer": nn.initializers.lecun_normal()}  # as in the published code
 MLP_BIAS = nn.initializers.normal(1e-6)  # as in the published code
 
 
@@ -30,22 +31,32 @@ class Norm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """gelu(x U + a) V + b, with dropout after each layer."""
+    """gelu(x U + a) V + b, or SwiGLU's (silu(x G + c) * (x U + a)) V + b, with dropout after each layer.
+
+    SwiGLU: arXiv:2002.05202 eq. 6, with biases as in DINOv2.
+    """
 
     cfg: Model
+    hidden: int
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg, width = self.cfg, x_bnd.shape[-1]
-        y_bnf = dense(cfg, cfg.mlp_width, "up", bias_init=MLP_BIAS)(x_bnd)
-        y_bnf = jax.nn.gelu(y_bnf, approximate=cfg.gelu == "tanh")
+        y_bnf = dense(cfg, self.hidden, "up", bias_init=MLP_BIAS)(x_bnd)
+        if cfg.mlp == "swiglu":
+            y_bnf = jax.nn.silu(dense(cfg, self.hidden, "gate", bias_init=MLP_BIAS)(x_bnd)) * y_bnf
+        else:
+            y_bnf = jax.nn.gelu(y_bnf, approximate=cfg.gelu == "tanh")
         y_bnf = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnf)
         y_bnd = dense(cfg, width, "down", bias_init=MLP_BIAS)(y_bnf)
         return nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
 
 
 class Attention(nn.Module):
-    """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1."""
+    """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1.
+
+    With `qk_norm`, q and k are normalised over k first (arXiv:2302.05442 section 2).
+    """
 
     cfg: Model
 
@@ -59,14 +70,28 @@ class Attention(nn.Module):
         q_bnhk = project("query", x_bnd)
         k_bmhk = project("key", source_bmd)
         v_bmhk = project("value", source_bmd)
+        if cfg.qk_norm:
+            q_bnhk, k_bmhk = Norm(cfg, name="query_norm")(q_bnhk), Norm(cfg, name="key_norm")(k_bmhk)
         s_bhnm = jnp.einsum("bnhk,bmhk->bhnm", q_bnhk, k_bmhk, preferred_element_type=jnp.float32)
         p_bhnm = jax.nn.softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
         y_bnhk = jnp.einsum("bhnm,bmhk->bnhk", p_bhnm, v_bmhk)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=cfg.dtype, kernel_init=XAVIER, name="out")(y_bnhk)
 
 
+class LayerScale(nn.Module):
+    """gamma * x with one gamma a feature, small at first. arXiv:2103.17239 eq. 4."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        start = nn.initializers.constant(self.cfg.layer_scale)
+        gamma_d = self.param("gamma", start, (x_bnd.shape[-1],), jnp.float32)
+        return x_bnd * gamma_d.reshape(1, 1, -1).astype(x_bnd.dtype)
+
+
 class Block(nn.Module):
-    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)).
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)), each branch scaled if so set.
 
     `drop_rate` is the chance of dropping each branch of an example, the kept ones scaled by 1/(1 - rate)
     (stochastic depth, arXiv:1603.09382).
@@ -83,9 +108,13 @@ class Block(nn.Module):
         y_bnd = Norm(cfg, name="norm1")(x_bnd)
         y_bnd = Attention(cfg, name="attention")(y_bnd, y_bnd)
         y_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
+        if cfg.layer_scale:
+            y_bnd = LayerScale(cfg, name="scale1")(y_bnd)
         x_bnd = x_bnd + drop_path()(y_bnd)
         y_bnd = Norm(cfg, name="norm2")(x_bnd)
-        y_bnd = Mlp(cfg, name="mlp")(y_bnd, train=train)
+        y_bnd = Mlp(cfg, cfg.mlp_width, name="mlp")(y_bnd, train=train)
+        if cfg.layer_scale:
+            y_bnd = LayerScale(cfg, name="scale2")(y_bnd)
         return x_bnd + drop_path()(y_bnd)
 
 
@@ -101,12 +130,13 @@ class MapPool(nn.Module):
         probe_b1d = jnp.broadcast_to(probe_11d, (b, 1, d)).astype(x_bnd.dtype)
         x_b1d = Attention(self.cfg, name="attention")(probe_b1d, x_bnd)
         y_b1d = Norm(self.cfg, name="norm")(x_b1d)
-        return (x_b1d + Mlp(self.cfg, name="mlp")(y_b1d, train=train))[:, 0]
+        return (x_b1d + Mlp(self.cfg, self.cfg.mlp_width, name="mlp")(y_b1d, train=train))[:, 0]
 
 
 def dense(cfg: Model, features: int, name: str, *, bias_init: nn.initializers.Initializer) -> nn.Dense:
-    """A Dense layer of the encoder: float32 parameters, product in `cfg.dtype`."""
-    return nn.Dense(features, dtype=cfg.dtype, kernel_init=XAVIER, bias_init=bias_init, name=name)
+    """A Dense layer of an MLP: float32 parameters, product in `cfg.dtype`."""
+    kernel_init = MLP_KERNEL[cfg.family]
+    return nn.Dense(features, dtype=cfg.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
 
 
 def _affine(y: jax.Array, scale_d: jax.Array, bias_d: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 Dims: b batch, h w pixels or grid, c channels or classes, n tokens, d width, p features before the head.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 
 from vit_jax.config import Model
 from vit_jax.models.layers import Block, MapPool, Norm
+from vit_jax.models.resnet import Stem
 
 TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
 
@@ -20,10 +23,13 @@ class ViT(nn.Module):
     cfg: Model
 
     @nn.compact
-    def __call__(self, images_bhwc: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images_bhwc: jax.Array, *, train: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
 
-        With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`.
+        With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`. With `cfg.distill_token`,
+        training gives both heads' logits, (class, distillation), inference their mean (arXiv:2012.12877).
         """
         cfg = self.cfg
         x_bnd = Embed(cfg, name="embed")(images_bhwc)
@@ -32,36 +38,54 @@ class ViT(nn.Module):
             x_bnd = Block(cfg, float(rate), name=f"block_{i}")(x_bnd, train=train)
         x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bp = Pool(cfg, name="pool")(x_bnd, train=train)
-        head = nn.Dense(
-            cfg.classes,
-            dtype=jnp.float32,
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(cfg.head_bias),
-            name="head",
-        )
-        return head(x_bp.astype(jnp.float32))
+        logits_bc = head(cfg, "head")(x_bp)
+        if not cfg.distill_token:
+            return logits_bc
+        distill_bc = head(cfg, "head_distill")(x_bnd[:, 1])
+        return (logits_bc, distill_bc) if train else (logits_bc + distill_bc) / 2
 
 
 class Embed(nn.Module):
-    """Patches to tokens: linear embedding, class token, position embedding."""
+    """Images to tokens [class, distillation, registers, patches]: stem, patch embedding, positions.
+
+    Positions are those of the patches, and of class and distillation token where `posemb_class_slot` says so;
+    registers have none (arXiv:2309.16588).
+    """
 
     cfg: Model
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array) -> jax.Array:
         cfg = self.cfg
+        x_bhwc = Stem(cfg, name="stem")(images_bhwc) if cfg.stem_width else images_bhwc
         p = (cfg.patch_size, cfg.patch_size)
-        x_bhwd = nn.Conv(cfg.width, p, strides=p, padding="VALID", dtype=cfg.dtype, name="patch")(images_bhwc)
+        x_bhwd = nn.Conv(cfg.width, p, strides=p, padding="VALID", dtype=cfg.dtype, name="patch")(x_bhwc)
         b, h, w, d = x_bhwd.shape
         x_bnd = x_bhwd.reshape(b, h * w, d)
         covers_class = cfg.posemb == "learned" and cfg.class_token and cfg.posemb_class_slot
         if not covers_class:
             x_bnd = self._add_positions(x_bnd, (h, w))
+        prefix = []
         if cfg.class_token:
-            token_11d = self.param("class_token", nn.initializers.zeros, (1, 1, d), jnp.float32)
-            token_b1d = jnp.broadcast_to(token_11d, (b, 1, d)).astype(x_bnd.dtype)
-            x_bnd = jnp.concatenate([token_b1d, x_bnd], axis=1)
-        return self._add_positions(x_bnd, (h, w)) if covers_class else x_bnd
+            prefix.append(self._tokens("class_token", 1, nn.initializers.zeros, x_bnd))
+        if cfg.distill_token:
+            prefix.append(self._tokens("distill_token", 1, nn.initializers.normal(TOKEN_STD), x_bnd))
+        if prefix:
+            x_bnd = jnp.concatenate([*prefix, x_bnd], axis=1)
+        if covers_class:
+            x_bnd = self._add_positions(x_bnd, (h, w))
+        if cfg.registers:
+            registers_bnd = self._tokens("registers", cfg.registers, nn.initializers.normal(TOKEN_STD), x_bnd)
+            k = len(prefix)
+            x_bnd = jnp.concatenate([x_bnd[:, :k], registers_bnd, x_bnd[:, k:]], axis=1)
+        return x_bnd
+
+    def _tokens(
+        self, name: str, n: int, start: nn.initializers.Initializer, like_bnd: jax.Array
+    ) -> jax.Array:
+        b, _, d = like_bnd.shape
+        tokens_1nd = self.param(name, start, (1, n, d), jnp.float32)
+        return jnp.broadcast_to(tokens_1nd, (b, n, d)).astype(like_bnd.dtype)
 
     def _add_positions(self, x_bnd: jax.Array, grid_hw: tuple[int, int]) -> jax.Array:
         cfg = self.cfg
@@ -83,7 +107,8 @@ class Pool(nn.Module):
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg = self.cfg
-        patches_bnd = x_bnd[:, 1:] if cfg.class_token else x_bnd
+        prefix = cfg.class_token + cfg.distill_token + cfg.registers
+        patches_bnd = x_bnd[:, prefix:] if prefix else x_bnd
         if cfg.pooling == "token":
             x_bd = x_bnd[:, 0]
         elif cfg.pooling == "gap":
@@ -93,6 +118,18 @@ class Pool(nn.Module):
         if cfg.pre_logits:
             x_bd = jnp.tanh(nn.Dense(cfg.pre_logits, dtype=cfg.dtype, name="pre_logits")(x_bd))
         return x_bd
+
+
+def head(cfg: Model, name: str) -> Callable[[jax.Array], jax.Array]:
+    """A zero-initialised Dense layer to float32 logits, on features cast to float32."""
+    layer = nn.Dense(
+        cfg.classes,
+        dtype=jnp.float32,
+        kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(cfg.head_bias),
+        name=name,
+    )
+    return lambda x_bp: layer(x_bp.astype(jnp.float32))
 
 
 def sincos2d(grid_hw: tuple[int, int], width: int, *, temperature: float = 10_000.0) -> np.ndarray:

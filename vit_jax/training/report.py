@@ -60,7 +60,10 @@ class Reporter:
     def curves(self) -> None:
         """Draw curves.png from metrics.jsonl."""
         if self._active and self._metrics.exists():
-            _draw([json.loads(line) for line in self._metrics.open()], self._workdir / "curves.png")
+            _draw(
+                [json.loads(line) for line in self._metrics.read_text().splitlines()],
+                self._workdir / "curves.png",
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,125 @@
+"""The commands as a user types them: help, results, and one clear line for a mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vit_jax import config
+from vit_jax.cli import evaluate, predict
+from vit_jax.cli.common import run_command
+from vit_jax.training import loop
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("train.py", "-m vit_jax.cli.predict", "-m vit_jax.cli.evaluate")
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, optax_dtypes):
+    """A finished run of a tiny model on digits."""
+    c = config.default()
+    c.model.update(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)
+    c.data.update(name="digits", channels=1, augment="none", flip=False, threads=0)
+    c.train.update(steps=20, batch_size=64)
+    path = tmp_path_factory.mktemp("run")
+    loop.run(config.parse(c), path)
+    return path
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "grey.png"
+    Image.new("L", (20, 10), 90).save(path)
+    return path
+
+
+def python(*arguments):
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def call(monkeypatch, capsys, command, *arguments):
+    """Exit code, output and error lines of a command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    code = run_command(command.main)
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command):
+    result = python(*command.split(), "--help")
+    assert result.returncode == 0
+    assert "examples:" in result.stdout
+    assert command.split()[-1] in result.stdout
+
+
+def test_importing_is_light():
+    heavy = "[m for m in ('tensorflow', 'torch', 'orbax', 'sklearn', 'matplotlib') if m in sys.modules]"
+    result = python("-c", f"import sys, vit_jax; print({heavy})")
+    assert result.stdout.strip() == "[]"
+
+
+def test_training_imports_neither_tensorflow_nor_torch():
+    heavy = "[m for m in ('tensorflow', 'torch') if m in sys.modules]"
+    code = f"import sys, vit_jax.training.loop, vit_jax.loaded, tensorflow_datasets; print({heavy})"
+    assert python("-c", code).stdout.strip() == "[]"
+
+
+def test_predict_names_classes(monkeypatch, capsys, workdir, image, tmp_path):
+    out_file = tmp_path / "sheet.png"
+    code, out, _ = call(monkeypatch, capsys, predict, workdir, image, "--top", 2, "--out", out_file)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == str(image)
+    assert len(lines) == 3
+    assert lines[1].split()[1] in "0123456789"
+    with Image.open(out_file) as sheet:
+        assert sheet.height > 100
+
+
+def test_predict_prints_json(monkeypatch, capsys, workdir, image):
+    code, out, _ = call(monkeypatch, capsys, predict, workdir, image, image, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [row["path"] for row in rows] == [str(image)] * 2
+    assert len(rows[0]["predictions"]) == 5
+    assert set(rows[0]["predictions"][0]) == {"class", "index", "confidence"}
+
+
+@pytest.mark.parametrize("batch_size", [7, 128, 400])
+def test_evaluate_counts_each_example_once(monkeypatch, capsys, workdir, batch_size):
+    code, out, _ = call(monkeypatch, capsys, evaluate, workdir, "--json", "--batch_size", batch_size)
+    metrics = json.loads(out)
+    assert code == 0
+    assert metrics["examples"] == 359
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["top1"] == pytest.approx(last["eval/top1"])
+    assert metrics["loss"] == pytest.approx(last["eval/loss"], rel=1e-5)  # sums in another order
+
+
+def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, workdir, image, tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    cases = [
+        (predict, (tmp_path / "nothing", image), "is neither a run directory"),
+        (predict, (workdir, text), f"{text} is not a readable image"),
+        (predict, (workdir, tmp_path / "no.png"), "cannot read"),
+        (predict, (workdir, image, "--top", 0), "--top=0 must be at least 1"),
+        (predict, (workdir, image, "--out", tmp_path / "no" / "x.png"), "cannot write --out"),
+        (evaluate, (workdir, "--data.nam=x"), "did you mean data.name?"),
+        (evaluate, (workdir, "--batch_size", 0), "--batch_size=0 must be at least 1"),
+        (evaluate, (workdir, "--data.name=no_such_set"), "is not prepared in"),
+    ]
+    for command, arguments, message in cases:
+        code, _, err = call(monkeypatch, capsys, command, *arguments)
+        assert code == 2
+        assert len(err) == 1
+        assert message in err[0]

@@ -1,0 +1,111 @@
+"""The config: what is read, what is refused, and in which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit_jax import config, fields
+from vit_jax.errors import UserError
+
+CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "recipes")
+
+
+def parse(*assignments):
+    tree = config.default()
+    tree.train.steps = 10
+    for assignment in assignments:
+        config.override(tree, assignment)
+    return config.parse(tree)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("optim.lrr=1", "config has no field optim.lrr: did you mean optim.lr?"),
+        ("lr=1", "config has no field lr: did you mean optim.lr?"),
+        ("zzz=1", "config has no field zzz: python train.py --help lists them all"),
+        ("optim.lr", "optim.lr: no value given: write optim.lr=VALUE"),
+        ("optim.lr=fast", "optim.lr='fast' is not a number"),
+        ("optim.lr=-1", "optim.lr=-1.0 must be above 0"),
+        ("optim.lr=nan", "optim.lr=nan is not a number"),
+        ("model.depth=2.5", "model.depth=2.5 is not a whole number"),
+        ("model.class_token=yes", "model.class_token='yes' is not true or false"),
+        ("model.pooling=max", "model.pooling='max' is not one of token, gap, map"),
+        (
+            "model.image_size=225",
+            "model.image_size=225 is not a multiple of model.patch_size=16: use 224 or 240",
+        ),
+        ("model.heads=5", "model.heads=5 does not divide model.width=192: use 4 heads"),
+        ("model.class_token=false", "model.pooling=token needs model.class_token=True"),
+        ("model.dropout=1", "model.dropout=1.0 is not in [0, 1)"),
+        ("data.mean=0.5,0.5", "data.mean=(0.5, 0.5) has neither 1 nor data.channels=3 values"),
+        ("data.name=folder", "data.name=folder needs data.dir"),
+        ("train.epochs=3", "set one of train.steps=10 and train.epochs=3.0 and leave the other 0"),
+        ("train.batch_size=0", "train.batch_size=0 must be at least 1"),
+    ],
+)
+def test_bad_values_are_refused_in_one_clear_line(assignment, message):
+    with pytest.raises(UserError) as e:
+        parse(assignment)
+    assert str(e.value).startswith(message)
+    assert "\n" not in str(e.value)
+
+
+def test_overrides_are_read_as_the_fields_type():
+    cfg = parse("model.image_size=224,192", "optim.lr=1", "data.mean=0.4,0.5,0.6", "data.flip=False")
+    assert cfg.model.image_hw == (224, 192)
+    assert cfg.model.grid_hw == (14, 12)
+    assert type(cfg.optim.lr) is float
+    assert cfg.data.mean == (0.4, 0.5, 0.6)
+    assert cfg.data.flip is False
+
+
+@given(st.floats(1e-8, 10), st.integers(1, 50), st.booleans(), st.sampled_from(["gap", "map"]))
+def test_a_config_survives_json(lr, depth, class_token, pooling):
+    cfg = parse(
+        f"optim.lr={lr!r}",
+        f"model.depth={depth}",
+        f"model.class_token={class_token}",
+        f"model.pooling={pooling}",
+    )
+    assert config.parse(json.loads(json.dumps(config.to_dict(cfg)))) == cfg
+
+
+def test_differences_name_the_changed_fields():
+    assert config.differences(parse(), parse("optim.lr=2", "seed=3")) == [
+        "seed: 0 -> 3",
+        "optim.lr: 0.001 -> 2.0",
+    ]
+
+
+def test_every_field_is_listed_with_its_meaning():
+    text = fields.describe(config.Config)
+    for name, field in fields.leaves(config.Config).items():
+        assert f"--config.{name}=" in text
+        assert len(field.metadata["meaning"]) > 5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_file_names_the_command_that_runs_it(path):
+    config.parse(config.load_file(str(path)))
+    assert f"--config {path}" in path.read_text()
+
+
+def test_a_config_file_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"no config file at configs/vit_b17.py"):
+        config.load_file("configs/vit_b17.py:finetune")
+
+
+def test_a_recipe_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"no recipe 'fintune': use train or finetune"):
+        config.load_file("configs/vit_b16.py:fintune")
+
+
+def test_data_arguments_replace_fields_of_a_runs_data():
+    data = config.override_data(config.Data(), ["--data.name=cifar10", "--data.channels=1"])
+    assert (data.name, data.channels) == ("cifar10", 1)
+    with pytest.raises(UserError, match=r"did you mean data.name"):
+        config.override_data(config.Data(), ["--data.nam=cifar10"])

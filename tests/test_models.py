@@ -1,0 +1,292 @@
+"""What the modules compute, how many parameters they have, and that no field of the configuration is dead."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.config import MIXER_ONLY, Model
+from vit_jax.errors import UserError
+from vit_jax.models import build, layers, variants
+from vit_jax.weights import layout, save
+
+# Of the official code's models_test.py, with 1000 classes at 224 pixels.
+COUNTS = {
+    "Ti/16": 5_717_416,
+    "S/16": 22_050_664,
+    "B/16": 86_567_656,
+    "B/32": 88_224_232,
+    "B/8": 86_576_872,
+    "L/16": 304_326_632,
+    "L/32": 306_535_400,
+    "H/14": 632_045_800,
+    "R+Ti/16": 6_337_704,
+    "R26+S/32": 36_431_912,
+    "R26+B/32": 101_383_976,
+    "R50+B/16": 98_659_112,
+    "R50+L/32": 328_994_856,
+    "Mixer-B/16": 59_880_472,
+    "Mixer-B/32": 60_293_428,
+    "Mixer-L/16": 208_196_168,
+}
+SMALL: dict[str, Any] = {
+    "image_size": 64,
+    "patch_size": 16,
+    "width": 24,
+    "depth": 2,
+    "heads": 3,
+    "mlp_width": 40,
+    "classes": 5,
+}
+HYBRID = SMALL | {"patch_size": 1, "stem_width": 32, "stem_blocks": (1, 2)}
+MIXER = SMALL | MIXER_ONLY | {"family": "mixer", "token_width": 12}
+NO_TOKENS = SMALL | MIXER_ONLY
+
+
+def shapes(cfg: Model, channels: int = 3) -> dict[str, tuple[int, ...]]:
+    model = build.build(cfg)
+    key = jax.random.key(0)
+    tree = jax.eval_shape(lambda: build.init(model, key, image_hw=cfg.image_hw, channels=channels))
+    return {"/".join(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def program(cfg: Model) -> str:
+    """All that a field can change: initialisation, training and inference, as text without addresses."""
+    model, key = build.build(cfg), jax.random.key(0)
+    images_bhwc = jnp.zeros((2, *cfg.image_hw, 3))
+    init = lambda key: build.init(model, key, image_hw=cfg.image_hw, channels=3)
+    params = jax.eval_shape(init, key)
+    infer = lambda p: model.apply({"params": p}, images_bhwc)
+    train = lambda p, key: model.apply({"params": p}, images_bhwc, train=True, rngs={"dropout": key})
+    texts = [jax.make_jaxpr(init)(key), jax.make_jaxpr(infer)(params), jax.make_jaxpr(train)(params, key)]
+    return re.sub(r"0x[0-9a-f]+", "", "\n".join(map(str, [*texts, jax.tree.map(jnp.shape, params)])))
+
+
+def fresh(cfg: Model, seed: int = 0) -> Any:
+    """Random parameters without the zeros that hide things, made by numpy."""
+    rng = np.random.default_rng(seed)
+    params: dict[str, Any] = {}
+    for name, shape in layout.shapes(cfg).items():
+        *parents, leaf = name.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jnp.asarray(rng.normal(0, 0.2, shape).astype(np.float32))
+    return params
+
+
+def run(cfg: Model, params: Any, **kwargs: Any) -> Any:
+    images_bhwc = jnp.asarray(np.random.default_rng(1).normal(size=(2, *cfg.image_hw, 3)).astype(np.float32))
+    apply = jax.jit(
+        lambda params, images_bhwc: build.build(cfg).apply({"params": params}, images_bhwc, **kwargs)
+    )
+    return apply(params, images_bhwc)
+
+
+@pytest.mark.parametrize("name", variants.PUBLISHED)
+def test_a_published_variant_has_the_published_number_of_parameters(name):
+    cfg = Model(**variants.model(name), classes=1000)
+    by_name = shapes(cfg)
+    assert sum(int(np.prod(shape)) for shape in by_name.values()) == COUNTS[name]
+    assert layout.shapes(cfg) == by_name
+
+
+def test_an_unknown_variant_is_refused():
+    for name in ("R50+B/32", "Q/16", "Mixer-Ti/16", "B"):
+        with pytest.raises(UserError, match="no variant"):
+            variants.model(name)
+
+
+# A value apart from the base's, and a base in which the field has a meaning.
+PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
+    "family": (NO_TOKENS | {"family": "mixer", "token_width": 12}, ("vit", 0)),
+    "image_size": (SMALL, 32),
+    "patch_size": (SMALL, 8),
+    "stem_width": (HYBRID, 64),
+    "stem_blocks": (HYBRID, (2, 2)),
+    "width": (SMALL, 48),
+    "depth": (SMALL, 3),
+    "heads": (SMALL, 2),
+    "mlp_width": (SMALL, 48),
+    "mlp": (SMALL, "swiglu"),
+    "token_width": (MIXER, 16),
+    "classes": (SMALL, 6),
+    "class_token": (SMALL | {"pooling": "gap"}, False),
+    "distill_token": (SMALL, True),
+    "registers": (SMALL, 2),
+    "posemb": (SMALL, "sincos2d"),
+    "posemb_class_slot": (SMALL, False),
+    "pooling": (SMALL, "map"),
+    "pre_logits": (SMALL, 7),
+    "qk_norm": (SMALL, True),
+    "layer_scale": (SMALL, 0.1),
+    "dropout": (SMALL, 0.1),
+    "stochastic_depth": (SMALL, 0.1),
+    "gelu": (SMALL, "exact"),
+    "norm_eps": (SMALL, 1e-5),
+    "head_bias": (SMALL, -1.0),
+    "dtype": (SMALL, "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Model)])
+def test_no_field_is_dead(name):
+    base, value = PERTURBED[name]
+    change = {"family": value[0], "token_width": value[1]} if name == "family" else {name: value}
+    assert program(Model(**base)) != program(Model(**(base | change)))
+
+
+@pytest.mark.parametrize("base", [HYBRID, MIXER], ids=["hybrid", "mixer"])
+@pytest.mark.parametrize("name", ["dropout", "stochastic_depth", "gelu", "norm_eps", "head_bias", "dtype"])
+def test_no_field_is_dead_in_other_families(base, name):
+    assert program(Model(**base)) != program(Model(**(base | {name: PERTURBED[name][1]})))
+
+
+ADDED = {
+    "distill_token": (True, r"embed/distill_token|head_distill/(kernel|bias)"),
+    "registers": (2, r"embed/registers"),
+    "layer_scale": (0.1, r"block_\d/scale[12]/gamma"),
+    "qk_norm": (True, r"block_\d/attention/(query|key)_norm/(scale|bias)"),
+    "mlp": ("swiglu", r"block_\d/mlp/gate/(kernel|bias)"),
+    "stem_width": (32, r"embed/stem/(conv|norm)_root/(kernel|scale|bias)"),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_feature_adds_its_own_parameters_and_nothing_when_off(name):
+    value, pattern = ADDED[name]
+    base = SMALL | {"patch_size": 4}
+    off, on = shapes(Model(**base)), shapes(Model(**(base | {name: value})))
+    assert all(re.fullmatch(pattern, k) for k in on.keys() - off.keys())
+    assert len(on) > len(off)
+    assert off.keys() < on.keys()
+    assert not any(re.fullmatch(pattern, k) for k in off)
+    again = dataclasses.replace(
+        Model(**(base | {name: value})), **{name: Model.__dataclass_fields__[name].default}
+    )
+    assert program(again) == program(Model(**base))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"pooling": "map", "pre_logits": 9, "qk_norm": True, "mlp": "swiglu"},
+        {"class_token": False, "pooling": "gap", "registers": 3, "posemb": "none"},
+        {"distill_token": True, "layer_scale": 0.1, "image_size": (32, 64)},
+        {"distill_token": True, "posemb_class_slot": False},
+        HYBRID,
+        HYBRID | {"stem_blocks": ()},
+        MIXER,
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_tells_the_modules_names_and_shapes_and_back(extra, channels):
+    cfg = Model(**(SMALL | extra))
+    by_name = shapes(cfg, channels)
+    assert layout.shapes(cfg, channels=channels) == by_name
+    told = layout.infer(
+        by_name, absent_posemb="none", class_slot=cfg.posemb_class_slot, stored_hw=cfg.image_hw, image_hw=None
+    )
+    same = {"layer_scale": cfg.layer_scale, "image_size": cfg.image_size}
+    assert dataclasses.replace(told, **same) == cfg
+    assert layout.channels(by_name) == channels
+
+
+def test_distillation_trains_both_heads_and_answers_with_their_mean():
+    cfg = Model(**SMALL, distill_token=True)
+    params = fresh(cfg)
+    logits_bc, distill_bc = run(cfg, params, train=True)
+    np.testing.assert_allclose(run(cfg, params), (logits_bc + distill_bc) / 2, rtol=1e-6)
+    assert float(jnp.abs(logits_bc - distill_bc).max()) > 1e-2
+
+
+def test_registers_are_not_pooled_and_have_no_position():
+    cfg = Model(**SMALL, class_token=False, pooling="gap", registers=3)
+    params = fresh(cfg)
+    for i in range(cfg.depth):  # without branches every token goes its own way
+        for layer in (params[f"block_{i}"]["attention"]["out"], params[f"block_{i}"]["mlp"]["down"]):
+            layer |= {k: jnp.zeros_like(v) for k, v in layer.items()}
+    without = dataclasses.replace(cfg, registers=0)
+    embed = {k: v for k, v in params["embed"].items() if k != "registers"}
+    # The same numbers are summed in the same order.
+    np.testing.assert_array_equal(run(cfg, params), run(without, params | {"embed": embed}))
+
+
+def test_layer_scale_of_one_changes_nothing_and_of_zero_removes_the_branch():
+    cfg = Model(**SMALL, layer_scale=0.1)
+    params, plain = fresh(cfg), dataclasses.replace(cfg, layer_scale=0.0)
+    stripped = {k: {n: x for n, x in v.items() if "scale" not in n or k == "norm"} for k, v in params.items()}
+    for value, wanted in ((1.0, run(plain, stripped)), (0.0, None)):
+        for i in range(cfg.depth):
+            params[f"block_{i}"] |= {f"scale{n}": {"gamma": jnp.full(cfg.width, value)} for n in (1, 2)}
+        if wanted is not None:
+            np.testing.assert_array_equal(run(cfg, params), wanted)
+    empty = {k: jax.tree.map(jnp.zeros_like, v) if "block" in k else v for k, v in stripped.items()}
+    np.testing.assert_array_equal(run(cfg, params), run(plain, empty))
+
+
+def test_qk_norm_bounds_the_attention_logits():
+    cfg = Model(**SMALL, qk_norm=True)
+    params = fresh(cfg)
+    louder = jax.tree.map(lambda x: x, params)
+    for i in range(cfg.depth):
+        for part in ("query", "key"):
+            louder[f"block_{i}"]["attention"][part] = jax.tree.map(
+                lambda x: x * 64, louder[f"block_{i}"]["attention"][part]
+            )
+    # A power of two changes no mantissa; what is left is the epsilon of the norm.
+    np.testing.assert_allclose(run(cfg, louder), run(cfg, params), rtol=1e-3, atol=1e-4)
+
+
+def test_swiglu_is_its_formula():
+    cfg = Model(**SMALL, mlp="swiglu")
+    p = fresh(cfg)["block_0"]["mlp"]
+    x_bnd = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, cfg.width)).astype(np.float32))
+    got = layers.Mlp(cfg, cfg.mlp_width).apply({"params": p}, x_bnd, train=False)
+    p = jax.tree.map(np.float64, p)
+    dense = lambda name, x: x @ p[name]["kernel"] + p[name]["bias"]
+    gate = dense("gate", np.float64(x_bnd))
+    wanted = dense("down", gate / (1 + np.exp(-gate)) * dense("up", np.float64(x_bnd)))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32 sums of 40 products of order one
+
+
+@pytest.mark.parametrize("base", [HYBRID, MIXER], ids=["hybrid", "mixer"])
+def test_bfloat16_computes_the_same_within_its_precision(base):
+    cfg = Model(**base)
+    params = fresh(cfg)
+    wanted = run(cfg, params)
+    got = run(dataclasses.replace(cfg, dtype="bfloat16"), params)
+    assert got.dtype == jnp.float32
+    # 8 bits of mantissa through about ten layers.
+    assert float(jnp.abs(got - wanted).max()) < 0.1 * float(jnp.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            HYBRID | {"image_size": 60},
+            "image_size=60 is not a multiple of patch times stem stride=8: use 56 or 64",
+        ),
+        (HYBRID | {"stem_width": 48}, "stem_width=48"),
+        (SMALL | {"stem_blocks": (1,)}, "stem_blocks"),
+        (MIXER | {"heads": 3}, "heads=3 has no meaning for model.family=mixer: use 1"),
+        (MIXER | {"token_width": 0}, "token_width"),
+        (SMALL | {"token_width": 3}, "token_width=3 is for model.family=mixer"),
+        (SMALL | {"distill_token": True, "pooling": "map"}, "distill_token"),
+        (SMALL | {"registers": -1}, "registers"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Model(**fields)
+
+
+def test_flatten_takes_jax_arrays():
+    flat = save.flatten({"a": {"b": jnp.ones(2, jnp.bfloat16)}})
+    assert flat["a/b"].dtype == np.float32

@@ -1,0 +1,230 @@
+"""Whole runs: trained, stopped, killed, continued, used."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_jax
+from vit_jax import config
+from vit_jax.data import sources
+from vit_jax.errors import UserError
+from vit_jax.training import checkpoint, loop
+from vit_jax.training.job import Splits
+
+ROOT = Path(__file__).parent.parent
+CONFIG_FILE = """
+from vit_jax import config
+
+def get_config(arg=""):
+    c = config.default()
+    c.model.update(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_width=32, dropout=0.1)
+    c.data.update(name="digits", channels=1, augment="pad", pad_px=1, threads=2)
+    c.optim.update(lr=1e-3, warmup_steps=5, weight_decay=0.01, clip_norm=1.0)
+    c.train.update(steps=60, batch_size=32, eval_every=20, checkpoint_every=7, log_every=1)
+    return c
+"""
+TIMINGS = ("train/images_per_s", "train/data_wait")
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG_FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, optax_dtypes):
+    """A finished run of the tiny config, made in this process."""
+    workdir = tmp_path_factory.mktemp("trained")
+    return workdir, loop.run(tiny(), workdir)
+
+
+def tiny(**train):
+    exec(CONFIG_FILE, namespace := {})
+    tree = namespace["get_config"]()
+    tree.train.update({"log_every": 10, **train})
+    return config.parse(tree)
+
+
+def start(config_file, workdir, *arguments):
+    """A real training process on one CPU device."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(config_file.parent / "compiled")}
+    command = [
+        sys.executable,
+        "train.py",
+        "--config",
+        str(config_file),
+        "--workdir",
+        str(workdir),
+        *arguments,
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
+
+
+def read_until(process, pattern):
+    """Read lines until one matches; an end before that is an error of the test."""
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"{pattern!r} never came: {process.stderr.read()}")
+
+
+def final_digests(workdir):
+    step = checkpoint.steps_in(workdir / "checkpoints")[-1]
+    record = checkpoint.read_record(workdir / "checkpoints" / str(step))
+    return record["step"], record["digests"]
+
+
+def untimed_metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def test_five_kills_leave_no_trace(config_file, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    process = start(config_file, undisturbed)
+    process.communicate()
+    assert process.returncode == 0
+    rng = random.Random(0)
+    moments = ["device:", *(f"^step {step}/60" for step in sorted(rng.sample(range(2, 60), 4)))]
+    for moment in moments:
+        process = start(config_file, killed)
+        read_until(process, moment)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(config_file, killed)
+    process.communicate()
+    assert process.returncode == 0
+    assert final_digests(killed) == final_digests(undisturbed)
+    trees = [vit_jax.load(d / "checkpoints").params for d in (killed, undisturbed)]
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+    assert untimed_metrics(killed) == untimed_metrics(undisturbed)
+
+
+def test_sigterm_saves_and_the_same_command_continues(config_file, tmp_path):
+    process = start(config_file, tmp_path)
+    read_until(process, "^step 3/60")
+    process.terminate()
+    out, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    stopped = int(re.search(r"stopped by SIGTERM after step (\d+), saved", out)[1])
+    assert checkpoint.steps_in(tmp_path / "checkpoints")[-1] == stopped
+    process = start(config_file, tmp_path)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert f"continues after step {stopped}" in out
+    assert f"python -m vit_jax.cli.predict {tmp_path}" in out
+
+
+def test_a_run_leaves_what_the_readme_says(trained):
+    workdir, outcome = trained
+    assert outcome.step == 60
+    assert outcome.metrics["examples"] == 359
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "curves.png",
+        "log.txt",
+        "tensorboard",
+        "checkpoints",
+        "best",
+    ):
+        assert (workdir / name).exists(), name
+    losses = [line["train/loss"] for line in untimed_metrics(workdir) if "train/loss" in line]
+    assert losses[-1] < losses[0]
+    with Image.open(workdir / "curves.png") as picture:
+        assert picture.width > 500
+
+
+def test_a_finished_run_is_not_run_again(trained):
+    workdir, outcome = trained
+    assert loop.run(tiny(), workdir) == outcome
+
+
+def test_a_checkpoint_describes_itself(trained):
+    workdir, _ = trained
+    record = checkpoint.read_record(workdir / "checkpoints" / "60")
+    assert config.parse(record["config"]) == tiny()
+    spec = config.parse_spec(record["spec"])
+    assert spec.class_names == tuple("0123456789")
+    assert spec.model.classes == 10
+    assert {"jax", "flax", "vit_jax", "python"} <= set(record["versions"])
+    assert {"argv", "commit", "metrics", "digests", "step"} <= set(record)
+
+
+def test_another_config_is_refused_with_the_differences(trained):
+    workdir, _ = trained
+    with pytest.raises(UserError, match=r"another config \(train.log_every: 10 -> 5\)"):
+        loop.run(tiny(log_every=5), workdir)
+
+
+def test_an_interrupted_checkpoint_is_ignored_and_said_so(tmp_path, capsys):
+    loop.run(tiny(), tmp_path)
+    (tmp_path / "checkpoints" / "60").rename(tmp_path / "checkpoints" / "60.orbax-checkpoint-tmp")
+    loop.run(tiny(), tmp_path)
+    out = capsys.readouterr().out
+    assert "checkpoint 60 was interrupted while it was saved: ignored" in out
+    assert "continues after step 56" in out
+
+
+def test_changed_bytes_are_found_and_the_older_step_is_used(tmp_path, capsys):
+    loop.run(tiny(), tmp_path)
+    before = final_digests(tmp_path)
+    data = max((tmp_path / "checkpoints" / "60" / "params").rglob("d/*"), key=lambda f: f.stat().st_size)
+    damaged = bytearray(data.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    data.write_bytes(bytes(damaged))
+    loop.run(tiny(), tmp_path)
+    out = capsys.readouterr().out
+    assert "checkpoints/60" in out
+    assert "using the one before" in out
+    assert "continues after step 56" in out
+    assert final_digests(tmp_path) == before
+
+
+def test_arrays_in_memory_train(tmp_path):
+    rng = np.random.default_rng(0)
+    label = np.arange(64) % 2
+    image = np.where(label[:, None, None, None], 200, 50) + rng.integers(0, 40, (64, 8, 8, 1))
+    source = sources.arrays(image.astype(np.uint8), label, ["dark", "light"])
+    outcome = loop.run(tiny(), tmp_path, data=Splits(source, source))
+    assert outcome.metrics["top1"] == 1.0
+    assert vit_jax.load(tmp_path).classify([Image.new("L", (30, 20), 60)])[0][0].name == "dark"
+
+
+def test_load_and_classify_agree_with_evaluation(trained):
+    workdir, outcome = trained
+    loaded = vit_jax.load(workdir / "checkpoints" / "60")
+    source = sources.open_split(loaded.data, train=False)
+    pairs = [source.get(i) for i in range(source.size)]
+    predictions = loaded.classify([image for image, _ in pairs], top=1)
+    hits = [p[0].index == label for p, (_, label) in zip(predictions, pairs, strict=True)]
+    assert np.mean(hits) == pytest.approx(outcome.metrics["top1"])
+    assert sum(p.confidence for p in loaded.classify([pairs[0][0]], top=10)[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_parameters(trained, tmp_path):
+    workdir, _ = trained
+    loop.run(tiny(), tmp_path)
+    assert final_digests(tmp_path) == final_digests(workdir)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --workdir"):
+        loop.run(tiny(), tmp_path / "file")

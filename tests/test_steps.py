@@ -1,0 +1,199 @@
+"""Losses, optimizers, schedules, layout: values against formulas and against optax."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax.config import Model, Optim, Preprocess
+from vit_jax.data.loader import Batch
+from vit_jax.errors import UserError
+from vit_jax.models import build
+from vit_jax.training import losses, optim
+from vit_jax.training import mesh as meshes
+from vit_jax.training.step import State, init_state, normalise, train_step
+
+TINY = Model(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_width=32, classes=5)
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
+
+
+def make_batch(seed=0, rows=8):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (rows, 8, 8, 3), np.uint8)
+    return Batch(image, rng.integers(0, 5, rows).astype(np.int32), np.ones(rows, np.float32))
+
+
+def run_steps(model_cfg=TINY, mesh=None, steps=5, optim_cfg=None):
+    """The state after some steps on fixed batches."""
+    mesh = mesh or meshes.make("cpu", 1)
+    model = build.build(model_cfg)
+    optimizer = optim.make(optim_cfg or Optim(lr=1e-2, warmup_steps=2, weight_decay=0.1, clip_norm=1.0), 10)
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=100
+    )
+
+    def init():
+        params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
+        return init_state(params, optimizer)
+
+    with jax.set_mesh(mesh):
+        layout = meshes.shardings(jax.eval_shape(init), mesh)
+        state = jax.jit(init, out_shardings=layout)()
+        step = jax.jit(step, out_shardings=layout)
+        for i in range(steps):
+            state = step(state, meshes.to_devices(make_batch(i), 8, mesh))
+    return state
+
+
+def test_softmax_cross_entropy_equals_optax():
+    logits = jax.random.normal(jax.random.key(0), (6, 5)) * 10
+    label = jnp.arange(6) % 5
+    wanted = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    # one rounding apart: optax subtracts the label's logit before, we after the sum
+    np.testing.assert_allclose(losses.softmax_cross_entropy(logits, label), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_ties_do_not_count_as_hits():
+    constant = jnp.zeros((3, 10))
+    label = jnp.array([0, 4, 9])
+    assert losses.in_top(constant, label, 1).sum() == 0
+    assert losses.in_top(constant, label, 10).sum() == 3
+
+
+def test_top_k_equals_sorting():
+    logits = jax.random.normal(jax.random.key(1), (50, 10))
+    label = jax.random.randint(jax.random.key(2), (50,), 0, 10)
+    ranks = (-np.asarray(logits)).argsort(axis=1)[:, :5]
+    wanted = [int(y) in row for y, row in zip(label, ranks, strict=True)]
+    assert losses.in_top(logits, label, 5).tolist() == wanted
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_schedules_follow_their_formula(name):
+    cfg = Optim(lr=0.3, schedule=name, warmup_steps=10)
+    got = [float(optim.schedule(cfg, 110)(step)) for step in range(111)]
+    t = np.clip((np.arange(111) - 10) / 100, 0, 1)
+    decay = {"cosine": (1 + np.cos(np.pi * t)) / 2, "linear": 1 - t, "constant": np.ones(111)}[name]
+    wanted = 0.3 * np.where(np.arange(111) < 10, np.arange(111) / 10, decay)
+    np.testing.assert_allclose(got, wanted, atol=1e-7)  # float32 against float64
+
+
+def test_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(UserError, match="warmup_steps=10 leaves nothing of the 10 steps"):
+        optim.make(Optim(warmup_steps=10), 10)
+
+
+def test_adamw_equals_optax_and_decays_kernels_only():
+    cfg = Optim(name="adamw", lr=1e-2, weight_decay=0.1)
+    params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "positions": jnp.ones(4)}
+    grads = jax.tree.map(lambda x: x * 0.5, params)
+    mine = optim.make(cfg, 100)
+    mask = {"dense": {"kernel": True, "bias": False}, "positions": False}
+    wanted = optax.adamw(optim.schedule(cfg, 100), weight_decay=0.1, mask=mask)
+    for tx in (a := [(mine, mine.init(params)), (wanted, wanted.init(params))]):
+        assert tx
+    updates = [tx.update(grads, state, params)[0] for tx, state in a]
+    jax.tree.map(np.testing.assert_array_equal, *updates)
+
+
+def test_sgd_equals_its_formula():
+    cfg = Optim(name="sgd", lr=0.1, momentum=0.9, schedule="constant")
+    tx = optim.make(cfg, 100)
+    params = {"kernel": jnp.zeros(2)}
+    state, velocity, wanted = tx.init(params), np.zeros(2), np.zeros(2)
+    for i in range(3):
+        grad = np.array([1.0, -2.0]) * (i + 1)
+        updates, state = tx.update({"kernel": jnp.asarray(grad, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.9 * velocity + grad
+        wanted = wanted - 0.1 * velocity
+    np.testing.assert_allclose(params["kernel"], wanted, rtol=1e-6)  # float32 against float64
+
+
+def test_normalise_is_the_official_one():
+    image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    wanted = (image.astype(np.float32) - 127.5) / 127.5
+    # XLA may divide by multiplying with the reciprocal: one rounding
+    np.testing.assert_allclose(normalise(jnp.asarray(image), Preprocess(channels=1)), wanted, atol=6e-8)
+
+
+def test_padding_rows_change_neither_loss_nor_gradient():
+    model, optimizer = build.build(TINY), optim.make(Optim(lr=0.1, name="sgd"), 10)
+    params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=1
+    )
+    full = make_batch(rows=4)
+    padded = Batch(
+        np.concatenate([full.image, np.full_like(full.image, 200)]),
+        np.concatenate([full.label, full.label]),
+        np.concatenate([full.weight, np.zeros(4, np.float32)]),
+    )
+    a, b = (step(init_state(params, optimizer), batch) for batch in (full, padded))
+    # the same sum in another order
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a.params, b.params)
+    np.testing.assert_allclose(a.window.loss, b.window.loss, rtol=1e-6)
+    assert b.window.weight == 4
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_eight_devices_equal_one(fsdp):
+    one = jax.make_mesh(
+        (1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
+    )
+    dropout = dataclasses.replace(TINY, dropout=0.1, stochastic_depth=0.2)
+    # SGD: Adam would blow up the rounding of gradients that are 0 in exact arithmetic (the bias of keys)
+    sgd = Optim(name="sgd", lr=0.05, warmup_steps=2, weight_decay=0.1, clip_norm=1.0)
+    a = run_steps(dropout, mesh=one, optim_cfg=sgd)
+    b = run_steps(dropout, mesh=meshes.make("cpu", fsdp), optim_cfg=sgd)
+    # sums over devices are taken in another order
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), jax.device_get(a), jax.device_get(b)
+    )
+    if fsdp > 1:
+        kernel = b.params["block_0"]["mlp"]["up"]["kernel"]
+        whole, part = kernel.size, kernel.addressable_shards[0].data.size
+        assert kernel.size < meshes.SMALLEST_SPLIT or part == whole // fsdp
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits():
+    state = run_steps(dataclasses.replace(TINY, dtype="bfloat16"))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    logits = build.build(dataclasses.replace(TINY, dtype="bfloat16")).apply(
+        {"params": state.params}, jnp.zeros((1, 8, 8, 3))
+    )
+    assert logits.dtype == jnp.float32
+
+
+def test_the_window_restarts_after_each_log_line():
+    model, optimizer = build.build(TINY), optim.make(Optim(), 10)
+    params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
+    state = init_state(params, optimizer)
+    weights = []
+    for i in range(5):
+        state = train_step(
+            state,
+            make_batch(i),
+            model=model,
+            optimizer=optimizer,
+            preprocess=Preprocess(),
+            seed=0,
+            log_every=2,
+        )
+        weights.append(float(state.window.weight))
+    assert weights == [8, 16, 8, 16, 8]
+    assert isinstance(state, State)
+
+
+def test_a_device_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match="device=tpu was asked for, but jax finds only cpu"):
+        meshes.make("tpu", 1)
+
+
+def test_a_batch_that_devices_cannot_share_is_an_error():
+    with pytest.raises(UserError, match=r"train.batch_size=12 is not a multiple of the 8 devices: use 8"):
+        meshes.check_batch("train.batch_size", 12, meshes.make("cpu", 1))

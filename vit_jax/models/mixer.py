@@ -1,0 +1,50 @@
+"""MLP-Mixer. arXiv:2105.01601.
+
+Dims: b batch, h w pixels, c channels or classes, n tokens, d width.
+"""
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from vit_jax.config import Model
+from vit_jax.models.layers import Mlp, Norm
+from vit_jax.models.vit import Embed, Pool, head
+
+
+class Mixer(nn.Module):
+    """Images to logits, by MLPs over tokens and over features in turn. The token MLP fixes the grid."""
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, images_bhwc: jax.Array, *, train: bool = False) -> jax.Array:
+        """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
+
+        With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`.
+        """
+        cfg = self.cfg
+        x_bnd = Embed(cfg, name="embed")(images_bhwc)
+        for i, rate in enumerate(np.linspace(0.0, cfg.stochastic_depth, cfg.depth)):
+            x_bnd = MixerBlock(cfg, float(rate), name=f"block_{i}")(x_bnd, train=train)
+        x_bnd = Norm(cfg, name="norm")(x_bnd)
+        x_bd = Pool(cfg, name="pool")(x_bnd, train=train)
+        return head(cfg, "head")(x_bd)
+
+
+class MixerBlock(nn.Module):
+    """x + token_mlp(norm1(x)ᵀ)ᵀ, then x + mlp(norm2(x)). Stochastic depth as in the ViT's Block."""
+
+    cfg: Model
+    drop_rate: float
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+        cfg = self.cfg
+        drop_path = lambda: nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=not train)
+        y_bdn = Norm(cfg, name="norm1")(x_bnd).swapaxes(1, 2)
+        y_bdn = Mlp(cfg, cfg.token_width, name="token_mlp")(y_bdn, train=train)
+        x_bnd = x_bnd + drop_path()(y_bdn.swapaxes(1, 2))
+        y_bnd = Norm(cfg, name="norm2")(x_bnd)
+        y_bnd = Mlp(cfg, cfg.mlp_width, name="mlp")(y_bnd, train=train)
+        return x_bnd + drop_path()(y_bnd)

@@ -1,0 +1,75 @@
+"""Loaded weights at another resolution or for other classes."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vit_jax.config import Model, Preprocess
+from vit_jax.fields import fail
+from vit_jax.weights import posemb
+from vit_jax.weights.report import Note, Report
+
+
+class Weights(NamedTuple):
+    """A model with its parameters and all that is needed to use them."""
+
+    model: Model
+    params: dict[str, Any]  # nested, under our names, float32
+    class_names: tuple[str, ...]  # empty where unknown
+    preprocess: Preprocess
+    report: Report
+
+
+def resize(weights: Weights, image_size: int | tuple[int, int], *, method: str = "official") -> Weights:
+    """The same weights for images of another size or aspect. Raises UserError for a Mixer or a bad size."""
+    posemb.check_method(method)
+    old = weights.model
+    new = dataclasses.replace(old, image_size=image_size)
+    if old.grid_hw == new.grid_hw:
+        return weights._replace(model=new)
+    if old.family == "mixer":
+        fail(
+            f"image_size={image_size}: a Mixer's weights fit only the {_by(old.grid_hw)} patches they were "
+            f"trained on: use image_size={old.image_size}"
+        )
+    if old.posemb != "learned":
+        return weights._replace(model=new)
+    slots = (old.class_token + old.distill_token) if old.posemb_class_slot else 0
+    stored_1nd = weights.params["embed"]["positions"]
+    resized_1nd = posemb.resize(stored_1nd, old.grid_hw, new.grid_hw, method=method, slots=slots)
+    embed = weights.params["embed"] | {"positions": resized_1nd}
+    note = Note("embed/positions", f"{_by(old.grid_hw)} to {_by(new.grid_hw)} by {method}")
+    report = dataclasses.replace(weights.report, resized=(*weights.report.resized, note))
+    return weights._replace(model=new, params=weights.params | {"embed": embed}, report=report)
+
+
+def reset_head(weights: Weights, classes: int, *, keep_pre_logits: bool = True) -> Weights:
+    """The same weights with a zero head of `classes`, and without the hidden layer before it if so asked.
+
+    Raises UserError for a class count below 1.
+    """
+    if classes < 1:
+        fail(f"classes={classes} must be at least 1")
+    old, params, reset = weights.model, dict(weights.params), []
+    dropped = bool(old.pre_logits) and not keep_pre_logits
+    if dropped:
+        params.pop("pool")
+        reset.append(Note("pool/pre_logits", "dropped, as asked"))
+    model = dataclasses.replace(old, classes=classes, pre_logits=0 if dropped else old.pre_logits)
+    for name in ("head", "head_distill")[: 1 + old.distill_token]:
+        kernel = np.zeros((model.pre_logits or model.width, classes), np.float32)
+        params[name] = {"kernel": kernel, "bias": np.full(classes, model.head_bias, np.float32)}
+        reset.append(Note(name, f"zeros for {classes} classes, in place of {old.classes or 'none'}"))
+    report = dataclasses.replace(weights.report, reset=(*weights.report.reset, *reset))
+    return weights._replace(model=model, params=params, class_names=(), report=report)
+
+
+def count(params: dict[str, Any]) -> int:
+    """Numbers in a nested dict of arrays."""
+    return sum(count(v) if isinstance(v, dict) else math.prod(v.shape) for v in params.values())
+
+
+def _by(grid_hw: tuple[int, int]) -> str:
+    return f"{grid_hw[0]}x{grid_hw[1]}"

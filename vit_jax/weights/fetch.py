@@ -1,0 +1,153 @@
+"""From a reference to a file on this machine: paths as they are, addresses through a cache."""
+
+import base64
+import hashlib
+import importlib
+import json
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vit_jax.fields import fail
+from vit_jax.weights import published
+from vit_jax.weights.published import Published
+
+CHUNK = 2**20
+ATTEMPTS = 4  # connections that break off are taken up again where they broke
+TIMEOUT_S = 60
+PUBLIC_GCS = "https://storage.googleapis.com/"
+
+
+class Place(NamedTuple):
+    """A file, what the user called it, the part of it that is meant, and the table's row if it is in it."""
+
+    path: Path
+    name: str
+    submodel: str
+    published: Published | None
+
+
+def local(ref: str) -> Place:
+    """The file of a path, an address or a published name, downloaded if need be. Raises UserError."""
+    match = re.fullmatch(r"(.+\.npz)(?::([\w/]+))?", ref)
+    name, submodel = (match[1], match[2] or "") if match else (ref, "")
+    known = published.find(name)
+    if "://" in name:
+        return Place(download(name), ref, submodel, known)
+    if Path(name).exists() or known is None:
+        if not match and not Path(name).exists():
+            near = ", ".join(published.TABLE)
+            fail(f"{ref} is neither a file nor a published checkpoint: give a path, a URL, or one of {near}")
+        return Place(Path(name), ref, submodel, known)
+    return Place(download(known.url), ref, submodel, known)
+
+
+def cache_dir() -> Path:
+    """$VIT_JAX_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VIT_JAX_CACHE") or Path(base) / "vit_jax")
+
+
+def download(address: str) -> Path:
+    """The cached file of a gs:// or https:// address; an interrupted download goes on where it stopped.
+
+    Checked against the size and, where the server tells one, the MD5 of the whole. Raises UserError.
+    """
+    url = address.replace("gs://", PUBLIC_GCS, 1)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        fail(f"{address} is not an address this can read: give gs:// or https://")
+    path = (
+        cache_dir() / re.sub(r"[^\w.-]", "_", parts.netloc) / re.sub(r"[^\w.+/-]", "_", parts.path.strip("/"))
+    )
+    if ".." in path.parts:
+        fail(f"{address} leads out of the cache: give the address without '..'")
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    for attempt in range(ATTEMPTS):
+        try:
+            _resume(address, urllib.parse.quote(url, safe=":/?=&%~"), part)
+            break
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in (401, 403) and address.startswith("gs://"):
+                _with_credentials(address, part)
+                break
+            if error.code != 416:
+                fail(f"{address}: the server answers {error.code} {error.reason}: check the address")
+            part.unlink(missing_ok=True)
+        except (urllib.error.URLError, OSError) as error:
+            if attempt + 1 == ATTEMPTS:
+                fail(f"{address} could not be read ({error}): check the connection and try again, it resumes")
+    part.replace(path)
+    part.with_suffix(".json").unlink(missing_ok=True)
+    return path
+
+
+def _resume(address: str, url: str, part: Path) -> None:
+    """Bring `part` to its full length. Raises OSError where the connection ends before that."""
+    note = part.with_suffix(".json")  # the version of the file that the part is of
+    tag = json.loads(note.read_text())["etag"] if note.exists() and part.exists() else ""
+    start = part.stat().st_size if tag else 0
+    headers = {"Range": f"bytes={start}-", "If-Range": tag} if start else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as reply:
+        if "text/html" in reply.headers.get("Content-Type", ""):
+            fail(f"{address} gives a web page, not a weights file: check the address")
+        start = start if reply.status == 206 else 0
+        length = reply.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        note.write_text(json.dumps({"etag": reply.headers.get("ETag", "")}))
+        with part.open("ab" if start else "wb") as file:
+            for chunk in _bar(_chunks(reply), part.name.removesuffix(".part"), start, total):
+                file.write(chunk)
+        size = part.stat().st_size
+        if total is not None and size < total:
+            raise OSError(f"the connection ended at {size:,} of {total:,} bytes")
+        _check_md5(address, part, reply.headers.get_all("x-goog-hash") or [])
+
+
+def _check_md5(address: str, part: Path, told: list[str]) -> None:
+    """Raise UserError, and drop the file, unless its MD5 is the one that Google's storage tells."""
+    wanted = re.search(r"md5=([\w+/=]+)", ",".join(told))
+    if wanted is None:
+        return
+    with part.open("rb") as file:
+        got = base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+    if got != wanted[1]:
+        part.unlink()
+        fail(f"{address} arrived damaged (MD5 {got}, not {wanted[1]}): try again")
+
+
+def _with_credentials(address: str, part: Path) -> None:
+    try:
+        gcsfs: Any = importlib.import_module("gcsfs")
+    except ImportError:
+        fail(f"{address} is not public: pip install 'vit_jax[gcs]' to read it with your Google credentials")
+    try:
+        gcsfs.GCSFileSystem().get(address.removeprefix("gs://"), str(part))
+    except Exception as error:  # whatever the library raises, it is the user's access that fails
+        fail(f"{address} cannot be read with your Google credentials ({error}): check them and the address")
+
+
+def _chunks(reply: Any) -> Iterator[bytes]:
+    while chunk := reply.read(CHUNK):
+        yield chunk
+
+
+def _bar(chunks: Iterator[bytes], name: str, start: int, total: int | None) -> Iterator[bytes]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, completed=start, total=total)
+        for chunk in chunks:
+            yield chunk
+            progress.update(task, advance=len(chunk))

@@ -1,0 +1,231 @@
+"""Between a model's fields and the names and shapes of its parameters, both ways, without building it."""
+
+import math
+import re
+from typing import Any, Literal
+
+from vit_jax.config import MIXER_ONLY, Model
+from vit_jax.fields import fail
+
+# Far beyond any model: what a file claims is believed only up to here, before anything is read or counted up.
+MOST_BLOCKS = 1000
+MOST_FEATURES = 2**20
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+
+def shapes(model: Model, *, channels: int = 3) -> Shapes:
+    """Name and shape of every parameter of `model` for images of that many channels."""
+    d, grid = model.width, math.prod(model.grid_hw)
+    out = _stem(model, channels)
+    features = max([out[k][-1] for k in out if k.endswith("/kernel")], default=channels)
+    out["embed/patch/kernel"] = (model.patch_size, model.patch_size, features, d)
+    out["embed/patch/bias"] = (d,)
+    prefix = model.class_token + model.distill_token
+    if model.class_token:
+        out["embed/class_token"] = (1, 1, d)
+    if model.distill_token:
+        out["embed/distill_token"] = (1, 1, d)
+    if model.registers:
+        out["embed/registers"] = (1, model.registers, d)
+    if model.posemb == "learned":
+        out["embed/positions"] = (1, grid + (prefix if model.posemb_class_slot else 0), d)
+    for i in range(model.depth):
+        out |= _block(model, f"block_{i}", grid)
+    out |= _norm("norm", d)
+    if model.pooling == "map":
+        out["pool/map/probe"] = (1, 1, d)
+        out |= _attention(model, "pool/map/attention") | _norm("pool/map/norm", d)
+        out |= _mlp(model, "pool/map/mlp", d, model.mlp_width)
+    if model.pre_logits:
+        out |= _dense("pool/pre_logits", d, model.pre_logits)
+    for head in ("head", "head_distill")[: 1 + model.distill_token] if model.classes else ():
+        out |= _dense(head, model.pre_logits or d, model.classes)
+    return out
+
+
+def squeeze(name: str, shape: Shape) -> Shape:
+    """`shape` without the leading ones that some files have and our parameter `name` has not."""
+    rank = _rank(name)
+    while len(shape) > rank and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def infer(
+    found: Shapes,
+    *,
+    absent_posemb: Literal["none", "sincos2d"],
+    class_slot: bool,
+    stored_hw: tuple[int, int] | None,
+    image_hw: tuple[int, int] | None,
+) -> Model:
+    """The model that has parameters of these names and shapes. Raises UserError where they tell none.
+
+    The count of positions is that of `stored_hw` pixels where the file tells them, else of a square, else of
+    `image_hw`, what the user wants. With `class_slot` the class token has one of them, else it may have.
+    Without positions the size is one of these, or 224.
+    """
+    family = "mixer" if "block_0/token_mlp/up/kernel" in found else "vit"
+    needed = ["embed/patch/kernel", "block_0/mlp/up/kernel"]
+    needed += ["block_0/attention/query/kernel"] if family == "vit" else []
+    absent = [name for name in needed if len(found.get(name, ())) != _rank(name)]
+    if absent:
+        fail(f"no model without {', '.join(absent)}: this is no ViT, hybrid or Mixer, or not all of one")
+    kernel = found["embed/patch/kernel"]
+    if kernel[0] != kernel[1] or channels(found) not in (1, 3):
+        fail(f"a patch embedding of shape {kernel} is not one of square patches of 1 or 3 channels")
+    depth = 1 + max(int(k.split("/")[0][6:]) for k in found if re.match(r"block_\d+/", k))
+    largest = max(n for shape in found.values() for n in shape)
+    if depth > MOST_BLOCKS or largest > MOST_FEATURES or min(n for s in found.values() for n in s) < 1:
+        fail(f"{depth} blocks and axes of up to {largest:,} are no model's: the file is broken or hostile")
+    sizes: dict[str, Any] = {
+        "family": family,
+        "patch_size": kernel[0],
+        "width": kernel[3],
+        "depth": depth,
+        "mlp_width": found["block_0/mlp/up/kernel"][-1],
+        "mlp": "swiglu" if "block_0/mlp/gate/kernel" in found else "gelu",
+        "classes": found["head/kernel"][-1] if found.get("head/kernel") else 0,
+        **_stem_fields(found),
+    }
+    if family == "mixer":
+        sizes |= MIXER_ONLY | {"token_width": found["block_0/token_mlp/up/kernel"][-1]}
+    else:
+        sizes |= _vit_fields(found, absent_posemb)
+    return _with_grid(sizes, found, class_slot, (stored_hw, image_hw))
+
+
+def _vit_fields(found: Shapes, absent_posemb: str) -> dict[str, Any]:
+    class_token = "embed/class_token" in found
+    pooling = "map" if "pool/map/probe" in found else "token" if class_token else "gap"
+    return {
+        "heads": found["block_0/attention/query/kernel"][1],
+        "class_token": class_token,
+        "distill_token": "embed/distill_token" in found,
+        "registers": found["embed/registers"][1] if "embed/registers" in found else 0,
+        "posemb": "learned" if "embed/positions" in found else absent_posemb,
+        "pooling": pooling,
+        "pre_logits": (found.get("pool/pre_logits/kernel") or (0,))[-1],
+        "qk_norm": "block_0/attention/query_norm/scale" in found,
+        "layer_scale": 1e-4
+        if "block_0/scale1/gamma" in found
+        else 0.0,  # the start of training, not in a file
+    }
+
+
+def _stem_fields(found: Shapes) -> dict[str, Any]:
+    root = found.get("embed/stem/conv_root/kernel")
+    if root is None:
+        return {}
+    units: dict[int, int] = {}
+    for name in found:
+        match = re.match(r"embed/stem/stage(\d+)_unit(\d+)/", name)
+        if match:
+            units[int(match[1])] = max(units.get(int(match[1]), 0), int(match[2]))
+    if max((*units, *units.values()), default=0) > MOST_BLOCKS:
+        fail("a stem of that many units is no model's: the file is broken or hostile")
+    stages = range(1, max(units, default=0) + 1)
+    return {"stem_width": root[-1], "stem_blocks": tuple(units.get(stage, 1) for stage in stages)}
+
+
+def _with_grid(
+    sizes: dict[str, Any],
+    found: Shapes,
+    class_slot: bool,
+    known_hw: tuple[tuple[int, int] | None, tuple[int, int] | None],
+) -> Model:
+    """The model of `sizes` with the image size and the class slot that its positions or token MLP ask for."""
+    stride = _stride(sizes)
+    if sizes["family"] == "mixer":
+        stored, slots = found["block_0/token_mlp/up/kernel"][0], 0
+    elif sizes["posemb"] == "learned":
+        stored, slots = found["embed/positions"][1], sizes["class_token"] + sizes["distill_token"]
+    else:
+        return Model(**sizes, image_size=known_hw[0] or known_hw[1] or max(224 // stride, 1) * stride)
+    for slot in (slots,) if class_slot else (0, slots):
+        has_slot = bool(slot) or not slots  # the default where there is no class token
+        side = math.isqrt(max(stored - slot, 0)) * stride
+        for hw in (known_hw[0], (side, side), known_hw[1]):
+            if hw and stored > slot and (hw[0] // stride) * (hw[1] // stride) == stored - slot:
+                size = hw[0] if hw[0] == hw[1] else hw
+                return Model(**sizes, image_size=size, posemb_class_slot=has_slot)
+    fail(
+        f"{stored} positions make no square grid: pass image_size=(height, width), the one they are stored "
+        f"for, in steps of {stride} pixels"
+    )
+
+
+def _stride(sizes: dict[str, Any]) -> int:
+    stages = len(sizes.get("stem_blocks", ()))
+    return sizes["patch_size"] * (4 * 2 ** max(stages - 1, 0) if sizes.get("stem_width") else 1)
+
+
+def _rank(name: str) -> int:
+    *_, layer, leaf = name.split("/") if "/" in name else ("", name)
+    if leaf in ("class_token", "distill_token", "registers", "positions", "probe"):
+        return 3
+    projection = layer in ("query", "key", "value")
+    if leaf == "kernel":
+        return 4 if layer == "patch" or layer.startswith("conv") else 3 if projection or layer == "out" else 2
+    return 2 if leaf == "bias" and projection else 1
+
+
+def channels(found: Shapes) -> int:
+    """Channels of the images that parameters of these shapes take."""
+    return found.get("embed/stem/conv_root/kernel", found["embed/patch/kernel"])[2]
+
+
+def _stem(model: Model, channels: int) -> Shapes:
+    if not model.stem_width:
+        return {}
+    w = model.stem_width
+    out: Shapes = {"embed/stem/conv_root/kernel": (7, 7, channels, w), **_norm("embed/stem/norm_root", w)}
+    features = w
+    for i, units in enumerate(model.stem_blocks):
+        middle, wide = w * 2**i, 4 * w * 2**i
+        for j in range(units):
+            unit = f"embed/stem/stage{i + 1}_unit{j + 1}"
+            if features != wide or (i and not j):
+                out[f"{unit}/conv_proj/kernel"] = (1, 1, features, wide)
+                out |= _norm(f"{unit}/norm_proj", wide)
+            convs = ((1, features, middle), (3, middle, middle), (1, middle, wide))
+            for n, (size, inputs, outputs) in enumerate(convs, 1):
+                out[f"{unit}/conv{n}/kernel"] = (size, size, inputs, outputs)
+                out |= _norm(f"{unit}/norm{n}", outputs)
+            features = wide
+    return out
+
+
+def _block(model: Model, name: str, grid: int) -> Shapes:
+    d = model.width
+    out = (
+        _norm(f"{name}/norm1", d) | _norm(f"{name}/norm2", d) | _mlp(model, f"{name}/mlp", d, model.mlp_width)
+    )
+    if model.family == "mixer":
+        return out | _mlp(model, f"{name}/token_mlp", grid, model.token_width)
+    scales = {f"{name}/scale{n}/gamma": (d,) for n in (1, 2)} if model.layer_scale else {}
+    return out | _attention(model, f"{name}/attention") | scales
+
+
+def _attention(model: Model, name: str) -> Shapes:
+    d, h = model.width, model.heads
+    k = d // h
+    out: Shapes = {f"{name}/out/kernel": (h, k, d), f"{name}/out/bias": (d,)}
+    for part in ("query", "key", "value"):
+        out |= {f"{name}/{part}/kernel": (d, h, k), f"{name}/{part}/bias": (h, k)}
+    return out | (_norm(f"{name}/query_norm", k) | _norm(f"{name}/key_norm", k) if model.qk_norm else {})
+
+
+def _mlp(model: Model, name: str, width: int, hidden: int) -> Shapes:
+    gate = _dense(f"{name}/gate", width, hidden) if model.mlp == "swiglu" else {}
+    return _dense(f"{name}/up", width, hidden) | gate | _dense(f"{name}/down", hidden, width)
+
+
+def _dense(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {f"{name}/scale": (width,), f"{name}/bias": (width,)}
