@@ -134,14 +134,23 @@ MIXER_ONLY = {
 class Preprocess:
     """From a decoded image to what the model sees when it is used: travels with every checkpoint."""
 
-    channels: Literal[1, 3] = field(3, "1 converts images to grey, 3 to RGB")
+    channels: int = field(3, "1 converts images to grey, 3 to RGB, 4 to RGBA; arrays may have any number")
     resize: Literal["squash", "crop"] = field("squash", "to the exact size, or short side then centre crop")
     crop_fraction: float = field(0.875, "image size over short side, with resize=crop")
-    filter: Literal["bilinear", "bicubic"] = field("bilinear", "resize filter (Pillow's, antialiased)")
+    filter: Literal["pil_bilinear", "pil_bicubic", "tf_bilinear"] = field(
+        "pil_bilinear",
+        "resize filter: Pillow's, or TensorFlow's without antialiasing as the official code has it",
+    )
+    resizer: Literal["exact", "close", "fast"] = field(
+        "close",
+        "exact: the filter's pixels bit for bit; close: within 0.3 grey levels on average, in half the time; "
+        "fast: as close, but training crops are decoded and filtered coarsely, 2 grey levels away",
+    )
     mean: tuple[float, ...] = field((0.5,), "subtracted from pixels in [0, 1]: one value, or one a channel")
     std: tuple[float, ...] = field((0.5,), "divides pixels after mean: one value, or one a channel")
 
     def __post_init__(self) -> None:
+        at_least("data.channels", self.channels, 1)
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.channels):
                 value = getattr(self, name)
@@ -156,26 +165,46 @@ class Preprocess:
 class Data(Preprocess):
     """Where images come from and what training does to them on the host."""
 
-    name: str = field("digits", "digits, folder, or the name of a prepared TFDS data set")
-    dir: str = field("", "folder of class folders, or TFDS data directory")
+    name: str = field("digits", "digits, folder, parquet, cifar, or the name of a prepared TFDS data set")
+    dir: str = field("", "folder of class folders, of parquet or CIFAR files, or TFDS data directory")
     train_split: str = field("train", "split to train on, e.g. train[:98%]")
     eval_split: str = field("", "split to evaluate on; empty: validation, val or test, whichever exists")
+    on_error: Literal["error", "skip"] = field(
+        "error", "unreadable example: stop, or give it weight 0 and log it"
+    )
     augment: Literal["none", "pad", "inception"] = field(
         "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
     )
     pad_px: int = field(4, "largest shift of augment=pad, in pixels")
     min_area: float = field(0.05, "smallest area of the inception crop, as a fraction of the image")
     flip: bool = field(True, "flip left-right at random in training")
+    policy: Literal["none", "randaug", "three"] = field(
+        "none", "none, RandAugment (big_vision's), or 3-Augment of DeiT III: grey, solarize or blur"
+    )
+    randaug_layers: int = field(2, "operations an image with policy=randaug")
+    randaug_magnitude: int = field(10, "strength of policy=randaug; 10 is the top of the original scale")
+    jitter: float = field(0.0, "brightness, contrast and saturation change by up to this factor; 0: none")
+    erase: float = field(0.0, "how often a random rectangle is replaced by noise")
+    repeats: int = field(1, "repeated augmentation: copies of an example, next to each other in the stream")
+    workers: int = field(0, "loader processes; 0: threads of this process only")
     threads: int = field(8, "loader threads, each one whole batch ahead; 0: in the training thread")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.min_area <= 1:
             fail(f"data.min_area={self.min_area} is not in (0, 1]")
-        for name in ("pad_px", "threads"):
+        if not 0 <= self.erase <= 1:
+            fail(f"data.erase={self.erase} is not in [0, 1]")
+        for name in ("pad_px", "jitter", "workers", "threads"):
             at_least(f"data.{name}", getattr(self, name), 0)
-        if self.name == "folder" and not self.dir:
-            fail("data.name=folder needs data.dir: the folder that holds one folder a class")
+        for name in ("repeats", "randaug_layers", "randaug_magnitude"):
+            at_least(f"data.{name}", getattr(self, name), 1)
+        if (self.policy != "none" or self.jitter) and self.channels not in (1, 3):
+            fail(
+                f"data.channels={self.channels} has no colours for data.policy or data.jitter: leave them off"
+            )
+        if self.name in ("folder", "parquet", "cifar") and not self.dir:
+            fail(f"data.name={self.name} needs data.dir: the folder that holds its images")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,32 +1,52 @@
 """Batches whose content is a pure function of (seed, step): killed anywhere, continued anywhere.
 
-Global position p = step * batch_size + row is example `order(seed, p // n)[p % n]`, its augmentation drawn
-from `(seed, epoch, index)`. A host makes only its `rows` of the global batch, so the stream is the same for
-any number of hosts, threads and devices. Dims: b rows of this host, h w pixels, c channels.
+Global position p = step * batch_size + row is copy `p % repeats` of example `order(seed, epoch)[rank]`, with
+(epoch, rank) = divmod(p // repeats, n); its augmentation is drawn from `(seed, epoch, index, copy)`. A host
+makes only its `rows` of the global batch, so the stream is the same for any number of hosts, workers, threads
+and devices. Dims: b rows of this host, h w pixels, c channels.
 """
 
 import dataclasses
 import functools
+import gc
+import logging
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection
 from typing import NamedTuple
 
 import grain
 import numpy as np
+from absl import flags
 
 from vit_jax.config import Data, Preprocess
 from vit_jax.data import transforms
+from vit_jax.data.decode import BrokenExample
 from vit_jax.data.sources import Source
 
 ORDER, AUGMENT = 0, 1  # streams of random numbers that never meet
+WORKER_BUFFER = 2  # batches that a worker process makes ahead
+
+log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """uint8 images [b, h, w, c], int32 labels [b], float32 weights [b] (0: padding)."""
+    """uint8 images [b, h, w, c], int32 labels [b], float32 weights [b] (0: padding, or a skipped example)."""
 
     image: np.ndarray
     label: np.ndarray
     weight: np.ndarray
+
+
+class Made(NamedTuple):
+    """A batch and one message for each example in it that could not be read: zeros of weight 0 in its row."""
+
+    batch: Batch
+    broken: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +64,25 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, index: int) -> Batch:
-        return _collate([self._example(index * self.batch_size + int(row)) for row in self.rows])
+    def __getitem__(self, step: int) -> Batch:
+        """Raises BrokenExample if one of its examples cannot be read."""
+        return _sound(self.make(step))
 
-    def _example(self, position: int) -> tuple[np.ndarray, int, float]:
-        epoch, rank = divmod(position, self.source.size)
-        index = int(order(self.seed, epoch, self.source.size)[rank])
-        image, label = self.source.get(index)
-        rng = np.random.default_rng((AUGMENT, self.seed, epoch, index))
-        return transforms.for_training(image, self.cfg, self.image_hw, rng), label, 1.0
+    def make(self, step: int) -> Made:
+        """The batch, whatever can be read of it."""
+        return _make(self, step)
+
+    def example(self, position: int) -> tuple[int, int, int]:
+        """(epoch, index, copy) at a position of the global stream."""
+        slot, copy = divmod(position, self.cfg.repeats)
+        epoch, rank = divmod(slot, self.source.size)
+        return epoch, int(order(self.seed, epoch, self.source.size)[rank]), copy
+
+    def _row(self, position: int) -> tuple[np.ndarray | None, int]:
+        epoch, index, copy = self.example(position)
+        picture, label = self.source.get(index)
+        rng = np.random.default_rng((AUGMENT, self.seed, epoch, index, copy))
+        return transforms.for_training(picture, self.cfg, self.image_hw, rng), label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,20 +98,47 @@ class EvalBatches:
     def __len__(self) -> int:
         return math.ceil(self.source.size / self.batch_size)
 
-    def __getitem__(self, index: int) -> Batch:
-        return _collate([self._example(index * self.batch_size + int(row)) for row in self.rows])
+    def __getitem__(self, step: int) -> Batch:
+        """Raises BrokenExample if one of its examples cannot be read."""
+        return _sound(self.make(step))
 
-    def _example(self, position: int) -> tuple[np.ndarray, int, float]:
+    def make(self, step: int) -> Made:
+        """The batch, whatever can be read of it."""
+        return _make(self, step)
+
+    def _row(self, position: int) -> tuple[np.ndarray | None, int]:
         if position >= self.source.size:
-            return np.zeros((*self.image_hw, self.cfg.channels), np.uint8), 0, 0.0
-        image, label = self.source.get(position)
-        return transforms.for_evaluation(image, self.cfg, self.image_hw), label, 1.0
+            return None, 0
+        picture, label = self.source.get(position)
+        return transforms.for_evaluation(picture, self.cfg, self.image_hw), label
 
 
 def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -> Iterator[Batch]:
-    """`batches[start], batches[start + 1], ...`, made ahead by `cfg.threads` threads."""
-    options = grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=cfg.threads)
-    return iter(grain.MapDataset.source(batches)[start:].to_iter_dataset(options))
+    """`batches[start], batches[start + 1], ...`, made ahead by `cfg.workers` processes or threads.
+
+    A generator: `close()` it, or let go of it, and its threads and processes end. Examples that cannot be
+    read raise BrokenExample, or with `cfg.on_error=skip` are logged by name, each once, with a running count.
+    """
+    if start >= len(batches):
+        return
+    made = _made(batches, cfg, start)
+    skipped: set[str] = set()
+    try:
+        for batch, broken in made:
+            if cfg.workers:  # they answer in shared memory, which ends with the array object
+                batch = Batch(*map(np.array, batch))
+            for message in broken:
+                if cfg.on_error == "error":
+                    raise BrokenExample(f"{message}; data.on_error=skip goes on without it")
+                if message not in skipped:
+                    skipped.add(message)
+                    log.warning("skipped %s (%d so far)", message, len(skipped))
+            yield batch
+    finally:
+        made.close()
+        if cfg.workers:
+            del made
+            gc.collect()  # Grain's iterators are cycles that keep the last batches in shared memory
 
 
 @functools.lru_cache(maxsize=4)  # two epochs at a seam, for two sources
@@ -90,6 +147,72 @@ def order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((ORDER, seed, epoch)).permutation(size)
 
 
-def _collate(examples: list[tuple[np.ndarray, int, float]]) -> Batch:
-    images, labels, weights = zip(*examples, strict=True)
-    return Batch(np.stack(images), np.array(labels, np.int32), np.array(weights, np.float32))
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """What Grain indexes: `make` instead of `[]`."""
+
+    batches: TrainBatches | EvalBatches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Made:
+        return self.batches.make(index)
+
+
+def _made(batches: TrainBatches | EvalBatches, cfg: Data, start: int) -> grain.DatasetIterator[Made]:
+    threads = math.ceil(cfg.threads / cfg.workers) if cfg.workers else cfg.threads
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    dataset = grain.MapDataset.source(_Maker(batches))[start:].to_iter_dataset(options)
+    workers = min(cfg.workers, len(batches) - start)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags when it starts a process
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=WORKER_BUFFER)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_start_worker)
+    return iter(dataset)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it, also when it is killed: the pipe to it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _make(batches: TrainBatches | EvalBatches, step: int) -> Made:
+    count, channels = len(batches.rows), batches.cfg.channels
+    image = np.zeros((count, *batches.image_hw, channels), np.uint8)
+    label, weight = np.zeros(count, np.int32), np.zeros(count, np.float32)
+    broken = []
+    for i, row in enumerate(batches.rows):
+        try:
+            image_hwc, label[i] = batches._row(step * batches.batch_size + int(row))
+        except BrokenExample as e:
+            broken.append(str(e))
+            continue
+        if image_hwc is not None:
+            copy_pixels(image[i], image_hwc)
+            weight[i] = 1.0
+    return Made(Batch(image, label, weight), tuple(broken))
+
+
+def copy_pixels(out_hwc: np.ndarray, image_hwc: np.ndarray) -> None:
+    """`out_hwc[...] = image_hwc`, which is six times slower for mirrored images than channel by channel."""
+    if image_hwc.flags.c_contiguous:
+        out_hwc[...] = image_hwc
+    else:
+        for channel in range(out_hwc.shape[-1]):
+            out_hwc[..., channel] = image_hwc[..., channel]
+
+
+def _sound(made: Made) -> Batch:
+    if made.broken:
+        raise BrokenExample(made.broken[0])
+    return made.batch

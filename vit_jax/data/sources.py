@@ -1,10 +1,10 @@
-"""Where images come from: embedded digits, arrays, a folder of class folders, prepared TFDS data sets.
+"""Where images come from: digits, arrays, a folder of class folders; `records.py` has TFDS and others.
 
-A source is random access to (image, label) pairs; images are decoded here, transformed in `transforms.py`.
+A source is random access to (picture, label) pairs; encoded pictures are decoded in `transforms.py`, once it
+is known which part of them is needed. Sources travel to worker processes, so they are plain dataclasses.
 """
 
 import dataclasses
-import io
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,23 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from vit_jax.config import Data
+from vit_jax.data import records
+from vit_jax.data.decode import BrokenExample, Encoded, open_pillow
 from vit_jax.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EVAL_SPLITS = ("validation", "val", "test")
 FOLDER_EVAL_PARTS = 10  # one part in ten of a folder without splits is kept for evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """`get(i)` gives example i as a Pillow image and a label. Raises UserError naming what cannot be read."""
+    """`get(i)` gives example i as a picture (encoded, or uint8 [h, w, c]) and a label.
+
+    `get` raises BrokenExample naming what cannot be read. `labels()` gives all labels without reading images
+    where that is possible, else None.
+    """
 
     size: int
     class_names: tuple[str, ...]
-    get: Callable[[int], tuple[Image.Image, int]]
+    get: Callable[[int], tuple[Encoded | np.ndarray, int]]
+    labels: Callable[[], np.ndarray | None] = lambda: None
 
 
 def open_split(cfg: Data, *, train: bool) -> Source:
@@ -37,18 +44,21 @@ def open_split(cfg: Data, *, train: bool) -> Source:
         return digits(train=train)
     if cfg.name == "folder":
         return folder(cfg, train=train)
-    return tfds(cfg, train=train)
+    make = {"parquet": records.parquet, "cifar": records.cifar}.get(cfg.name, records.tfds)
+    found = make(cfg, train=train)
+    return Source(len(found), found.class_names, found.get, found.labels)
 
 
 def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: Sequence[str]) -> Source:
-    """uint8 images [n, h, w, c] or [n, h, w] and integer labels [n] held in memory."""
-    if len(images) != len(labels) or images.dtype != np.uint8:
+    """uint8 images [n, h, w, c] with any number of channels, or [n, h, w], and integer labels [n]."""
+    if len(images) != len(labels) or images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
-            f"got {len(images)} {images.dtype} images and {len(labels)} labels: give as many, in uint8"
+            f"got {images.dtype} images of shape {images.shape} and {len(labels)} labels: "
+            "want uint8 [n, h, w, c] or [n, h, w], and n labels"
         )
-    squeeze = images.ndim == 4 and images.shape[-1] == 1
-    planes = images[..., 0] if squeeze else images
-    return Source(len(planes), tuple(class_names), lambda i: (Image.fromarray(planes[i]), int(labels[i])))
+    images_nhwc = images[..., None] if images.ndim == 3 else images
+    held = _Arrays(images_nhwc, np.asarray(labels, np.int32))
+    return Source(len(images), tuple(class_names), held.get, held.all_labels)
 
 
 def digits(*, train: bool) -> Source:
@@ -67,51 +77,25 @@ def folder(cfg: Data, *, train: bool) -> Source:
     if not root.is_dir():
         raise UserError(f"data.dir={cfg.dir} is not a folder")
     has_splits = (root / cfg.train_split).is_dir()
+    split_dir = root
     if has_splits:
         found = cfg.eval_split or next((s for s in EVAL_SPLITS if (root / s).is_dir()), EVAL_SPLITS[0])
         split_dir = root / (cfg.train_split if train else found)
         if not split_dir.is_dir():
             raise UserError(f"data.dir={cfg.dir} has no folder {split_dir.name}: set data.eval_split")
-    else:
-        split_dir = root
     classes_dir = root / cfg.train_split if has_splits else root
-    names = tuple(sorted(p.name for p in classes_dir.iterdir() if p.is_dir()))
-    files = [(f, i) for i, name in enumerate(names) for f in _images_in(split_dir / name)]
+    names = tuple(sorted(p.name for p in classes_dir.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    files, labels = _list(split_dir, names)
     if not has_splits:
-        files = [(f, i) for f, i in files if _is_eval(f, root) != train]
+        kept = [i for i, file in enumerate(files) if _is_eval(file) != train]
+        files, labels = [files[i] for i in kept], [labels[i] for i in kept]
     if not files:
         use = "training" if train else "evaluation"
         raise UserError(
             f"data.dir={split_dir} has no images for {use}: want one folder a class, with images in it"
         )
-    return Source(
-        len(files), names, lambda i: (decode(files[i][0].read_bytes(), str(files[i][0])), files[i][1])
-    )
-
-
-def tfds(cfg: Data, *, train: bool) -> Source:
-    """A prepared TFDS data set in array_record form, read without TensorFlow."""
-    import tensorflow_datasets as tfds  # half a second, and only needed here
-
-    data_dir = os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
-    try:
-        builder: Any = tfds.builder(cfg.name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as e:
-        raise _not_prepared(cfg.name, data_dir) from e
-    if not Path(builder.data_dir).is_dir():
-        raise _not_prepared(cfg.name, data_dir)
-    splits: list[str] = list(builder.info.splits)
-    split = cfg.train_split if train else cfg.eval_split
-    split = split or next((s for s in EVAL_SPLITS if s in splits), "validation")
-    if split.partition("[")[0] not in splits:
-        raise UserError(f"{cfg.name} has no split {split}: it has {', '.join(splits)}")
-    records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-
-    def get(i: int) -> tuple[Image.Image, int]:
-        record = records[i]
-        return decode(record["image"], f"{cfg.name} {split} record {i}"), int(record["label"])
-
-    return Source(len(records), tuple(builder.info.features["label"].names), get)
+    held = _Files(str(split_dir), files, np.array(labels, np.int32))
+    return Source(len(files), names, held.get, held.all_labels)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -124,27 +108,52 @@ def read_image(path: Path) -> Image.Image:
 
 def decode(data: bytes, name: str) -> Image.Image:
     """Encoded bytes to an upright Pillow image. Raises UserError naming what cannot be read."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as e:
-        raise UserError(f"{name} is not a readable image: {e}") from e
+    return open_pillow(data, name)
 
 
-def _images_in(directory: Path) -> list[Path]:
-    if not directory.is_dir():
-        return []
-    return sorted(f for f in directory.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+@dataclasses.dataclass(frozen=True)
+class _Arrays:
+    images_nhwc: np.ndarray
+    labels_n: np.ndarray
+
+    def get(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images_nhwc[index], int(self.labels_n[index])
+
+    def all_labels(self) -> np.ndarray:
+        return self.labels_n
 
 
-def _is_eval(file: Path, root: Path) -> bool:
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    root: str
+    files: list[str]
+    labels_n: np.ndarray
+
+    def get(self, index: int) -> tuple[Encoded, int]:
+        path = os.path.join(self.root, self.files[index])
+        try:
+            data = Path(path).read_bytes()
+        except OSError as e:
+            raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
+        return Encoded(data, path), int(self.labels_n[index])
+
+    def all_labels(self) -> np.ndarray:
+        return self.labels_n
+
+
+def _list(split_dir: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Image files below each class folder, relative to `split_dir` and sorted, with their labels."""
+    files, labels = [], []
+    for label, name in enumerate(names):
+        below = (split_dir / name).rglob("*")
+        found = sorted(
+            f.relative_to(split_dir).as_posix() for f in below if f.suffix.lower() in IMAGE_SUFFIXES
+        )
+        files += found
+        labels += [label] * len(found)
+    return files, labels
+
+
+def _is_eval(file: str) -> bool:
     # By name, not by rank: adding files does not move others between the splits.
-    return zlib.crc32(file.relative_to(root).as_posix().encode()) % FOLDER_EVAL_PARTS == 0
-
-
-def _not_prepared(name: str, data_dir: str) -> UserError:
-    return UserError(
-        f"data set {name} is not prepared in {data_dir}: set data.dir, or prepare it once with "
-        f"`pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={data_dir}`"
-    )
+    return zlib.crc32(file.encode()) % FOLDER_EVAL_PARTS == 0

@@ -1,43 +1,92 @@
-"""Host transforms: Pillow image to uint8 array [h, w, c], a pure function of the image and a generator."""
+"""Host transforms: an image to uint8 [h, w, c], a pure function of the image and a generator.
 
+Evaluation is `resize` and centre crop as a checkpoint's Preprocess says. Training is a crop, then the
+operations of `operations(cfg)` in their order, each of them `(image_hwc, rng) -> image_hwc`.
+"""
+
+import functools
 import math
 
 import numpy as np
 from PIL import Image
 
 from vit_jax.config import Data, Preprocess
+from vit_jax.data import augment
+from vit_jax.data.decode import Encoded, convert, from_pillow
+from vit_jax.data.resize import FILTER_REACH, SIMD_FILTERS, Box, resize, resize_box
 
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Picture = Encoded | Image.Image | np.ndarray
+
 ASPECT_RANGE = (3 / 4, 4 / 3)  # of the inception crop, arXiv:1409.4842
 CROP_TRIES = 10
+# A JPEG is decoded at half, a quarter or an eighth of its size if that leaves so many pixels a target pixel.
+OVERSAMPLING = {"exact": math.inf, "close": 3.0, "fast": 1.0}
 
 
-def for_evaluation(image: Image.Image, cfg: Preprocess, image_hw: tuple[int, int]) -> np.ndarray:
+def for_evaluation(picture: Picture, cfg: Preprocess, image_hw: tuple[int, int]) -> np.ndarray:
     """Squash to `image_hw`, or resize to cover it by 1/crop_fraction and take the centre."""
-    image = _convert(image, cfg.channels)
     h, w = image_hw
+    height, width = size_hw(picture)
+    scale = max(h / height, w / width) / cfg.crop_fraction
+    big_h, big_w = max(h, round(height * scale)), max(w, round(width * scale))
     if cfg.resize == "squash":
-        return _array(_resize(image, cfg, (w, h)))
-    scale = max(h / image.height, w / image.width) / cfg.crop_fraction
-    size = max(w, round(image.width * scale)), max(h, round(image.height * scale))
-    left, top = (size[0] - w) // 2, (size[1] - h) // 2
-    return _array(_resize(image, cfg, size).crop((left, top, left + w, top + h)))
+        big_h, big_w = image_hw
+    top, left = (big_h - h) // 2, (big_w - w) // 2
+    if cfg.resizer == "exact" or cfg.filter not in SIMD_FILTERS:
+        image_hwc, _ = read(picture, cfg.channels)
+        image_hwc = resize(image_hwc, (big_h, big_w), filter=cfg.filter, exact=True)
+        return image_hwc[top : top + h, left : left + w]
+    y, x = height / big_h, width / big_w  # source pixels a pixel
+    return _resize_part(picture, cfg, (left * x, top * y, (left + w) * x, (top + h) * y), image_hw)
 
 
 def for_training(
-    image: Image.Image, cfg: Data, image_hw: tuple[int, int], rng: np.random.Generator
+    picture: Picture, cfg: Data, image_hw: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Crop as `cfg.augment` says, then flip left-right half of the time if `cfg.flip`."""
+    """Crop as `cfg.augment` says, then all of `operations(cfg)`."""
     if cfg.augment == "inception":
-        image = _convert(image, cfg.channels)
-        out = _array(
-            _resize(image, cfg, (image_hw[1], image_hw[0]), box=inception_box(image.size, cfg.min_area, rng))
-        )
+        image_hwc = inception_crop(picture, cfg, image_hw, rng)
     else:
-        out = for_evaluation(image, cfg, image_hw)
-        if cfg.augment == "pad":
-            out = _shift(out, cfg.pad_px, rng)
-    return out[:, ::-1] if cfg.flip and rng.random() < 0.5 else out
+        image_hwc = for_evaluation(picture, cfg, image_hw)
+    for operation in operations(cfg):
+        image_hwc = operation(image_hwc, rng)
+    return image_hwc
+
+
+@functools.cache
+def operations(cfg: Data) -> tuple[augment.Operation, ...]:
+    """What training does to a crop, in order: shift, flip, colours and shapes, erasing."""
+    partial = functools.partial
+    found: list[augment.Operation] = []
+    if cfg.augment == "pad" and cfg.pad_px:
+        found.append(partial(augment.shift, pad_px=cfg.pad_px))
+    if cfg.flip:
+        found.append(augment.flip)
+    if cfg.policy == "randaug":
+        found.append(partial(augment.randaug, layers=cfg.randaug_layers, magnitude=cfg.randaug_magnitude))
+    if cfg.policy == "three":
+        found.append(augment.three_augment)
+    if cfg.jitter:
+        found.append(partial(augment.jitter, strength=cfg.jitter))
+    if cfg.erase:
+        found.append(partial(augment.erase, rate=cfg.erase, mean=cfg.mean, std=cfg.std))
+    return tuple(found)
+
+
+def inception_crop(
+    picture: Picture, cfg: Data, image_hw: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """A random box of the image, cut out and then resized. arXiv:1409.4842."""
+    height, width = size_hw(picture)
+    box = inception_box((width, height), cfg.min_area, rng)
+    left, top, right, bottom = box
+    quick = cfg.resizer == "fast"
+    if _shrink(cfg, box, image_hw) > 1:
+        return _resize_part(picture, cfg, box, image_hw, quick=quick)
+    image_hwc, _ = read(picture, cfg.channels, bottom=bottom, quick=quick)
+    part_hwc = image_hwc[top:bottom, left:right]
+    filter = "pil_bilinear" if quick else cfg.filter
+    return resize(part_hwc, image_hw, filter=filter, exact=cfg.resizer == "exact")
 
 
 def inception_box(
@@ -55,27 +104,41 @@ def inception_box(
     return 0, 0, width, height
 
 
-def _shift(image_hwc: np.ndarray, pad_px: int, rng: np.random.Generator) -> np.ndarray:
-    """Move by up to `pad_px` each way, zeros behind: pad and random crop, as is usual for CIFAR."""
-    h, w, _ = image_hwc.shape
-    padded = np.pad(image_hwc, ((pad_px, pad_px), (pad_px, pad_px), (0, 0)))
-    top, left = rng.integers(2 * pad_px + 1, size=2)
-    return padded[top : top + h, left : left + w]
+def size_hw(picture: Picture) -> tuple[int, int]:
+    """(height, width) of the picture in pixels, without decoding it where that is possible."""
+    if isinstance(picture, Encoded):
+        return picture.size_hw
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    return picture.shape[0], picture.shape[1]
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    return image.convert("L" if channels == 1 else "RGB")
+def read(
+    picture: Picture, channels: int, *, bottom: int | None = None, shrink: int = 1, quick: bool = False
+) -> tuple[np.ndarray, int]:
+    """(uint8 [h, w, c], the division of its sides that was possible); options as in `Encoded.pixels`."""
+    if isinstance(picture, Image.Image):
+        return from_pillow(picture, channels), 1
+    if isinstance(picture, np.ndarray):
+        return convert(picture, channels), 1
+    image_hwc = picture.pixels(channels, bottom=bottom, shrink=shrink, quick=quick)
+    return image_hwc, shrink if image_hwc.shape[1] < picture.size_hw[1] else 1
 
 
-def _resize(
-    image: Image.Image,
-    cfg: Preprocess,
-    size_wh: tuple[int, int],
-    box: tuple[int, int, int, int] | None = None,
-) -> Image.Image:
-    return image.resize(size_wh, FILTERS[cfg.filter], box=box)
+def _resize_part(
+    picture: Picture, cfg: Preprocess, box: Box, image_hw: tuple[int, int], *, quick: bool = False
+) -> np.ndarray:
+    """`box` of the picture to `image_hw`, as if the whole had been resized; decodes no more than it must."""
+    shrink = _shrink(cfg, box, image_hw)
+    scale = max((box[3] - box[1]) / image_hw[0], 1.0)
+    bottom = math.ceil(box[3] + FILTER_REACH[cfg.filter] * scale + shrink)
+    image_hwc, divided = read(picture, cfg.channels, bottom=bottom, shrink=shrink, quick=quick)
+    left, top, right, bottom = (side / divided for side in box)
+    h, w = image_hwc.shape[:2]
+    return resize_box(image_hwc, (left, top, min(right, w), min(bottom, h)), image_hw, filter=cfg.filter)
 
 
-def _array(image: Image.Image) -> np.ndarray:
-    out = np.asarray(image)
-    return out[..., None] if out.ndim == 2 else out
+def _shrink(cfg: Preprocess, box: Box, image_hw: tuple[int, int]) -> int:
+    left, top, right, bottom = box
+    spare = min((bottom - top) / image_hw[0], (right - left) / image_hw[1]) / OVERSAMPLING[cfg.resizer]
+    return max((s for s in (1, 2, 4, 8) if s <= spare), default=1)

@@ -1,0 +1,231 @@
+"""Every source gives what it holds, or says what is wrong, by name."""
+
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from vit_jax.config import Data
+from vit_jax.data import loader, sources
+from vit_jax.data.decode import BrokenExample
+from vit_jax.errors import UserError
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def photo(width: int = 96, height: int = 80) -> Image.Image:
+    return Image.fromarray(load_sample_images().images[1]).resize((width, height))
+
+
+def test_a_wrong_extension_does_not_matter(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "really_png.jpg", encode(photo()))
+    source = sources.folder(Data(name="folder", dir=str(tmp_path), train_split="."), train=True)
+    np.testing.assert_array_equal(source.get(0)[0].pixels(3), np.asarray(photo()))
+
+
+# --- folders ---
+
+
+def save(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def test_a_folder_of_classes_is_split_by_name_and_sorted(tmp_path: Path) -> None:
+    for name in ("zebra", "ape", ".cache"):
+        for i in range(40):
+            save(tmp_path / name / f"{i}.{('jpg', 'JPEG', 'Png', 'webp')[i % 4]}", b"")
+        save(tmp_path / name / "notes.txt", b"")
+    cfg = Data(name="folder", dir=str(tmp_path))
+    train, test = (sources.open_split(cfg, train=t) for t in (True, False))
+    assert train.class_names == test.class_names == ("ape", "zebra")
+    assert train.size + test.size == 80
+    assert 1 < test.size < 20
+    again = sources.open_split(cfg, train=True)
+    np.testing.assert_array_equal(train.labels(), again.labels())
+    assert pickle.loads(pickle.dumps(train.get.__self__)).files == train.get.__self__.files
+
+
+@pytest.mark.parametrize("second", ["val", "test", "validation"])
+def test_a_folder_with_splits_keeps_them(tmp_path: Path, second: str) -> None:
+    save(tmp_path / "train" / "a" / "deep" / "1.jpg", b"")
+    save(tmp_path / "train" / "b" / "1.jpg", b"")
+    save(tmp_path / second / "b" / "2.jpg", b"")
+    cfg = Data(name="folder", dir=str(tmp_path))
+    assert sources.open_split(cfg, train=True).size == 2
+    test = sources.open_split(cfg, train=False)
+    assert (test.size, test.class_names) == (1, ("a", "b"))
+    np.testing.assert_array_equal(test.labels(), [1])
+
+
+def test_folders_without_images_say_what_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no images for training: want one folder a class"):
+        sources.open_split(Data(name="folder", dir=str(tmp_path)), train=True)
+    with pytest.raises(UserError, match="is not a folder"):
+        sources.open_split(Data(name="folder", dir=str(tmp_path / "none")), train=True)
+
+
+# --- arrays, CIFAR, parquet ---
+
+
+def test_arrays_may_have_any_number_of_channels() -> None:
+    source = sources.arrays(np.zeros((3, 4, 5, 7), np.uint8), [0, 1, 0], ["a", "b"])
+    assert source.get(1)[0].shape == (4, 5, 7)
+    assert sources.arrays(np.zeros((3, 4, 5), np.uint8), [0, 1, 0], ["a", "b"]).get(0)[0].shape == (4, 5, 1)
+    with pytest.raises(UserError, match="float64 images of shape"):
+        sources.arrays(np.zeros((3, 4, 5)), [0, 1, 0], ["a"])
+    with pytest.raises(UserError, match=r"data.channels=3, but the images have 7: set data.channels=7"):
+        loader.EvalBatches(source, Data(), (4, 5), 1, [0])[0]
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_cifar_binary_files_are_read(tmp_path: Path, fine: bool) -> None:
+    image = np.arange(3072, dtype=np.int64).astype(np.uint8)
+    record = bytes([9, 1] if fine else [1]) + image.tobytes()
+    names = "fine_label_names.txt" if fine else "batches.meta.txt"
+    save(tmp_path / names, b"cat\ndog\n")
+    for file in (
+        ("train.bin", "test.bin") if fine else ("data_batch_1.bin", "data_batch_2.bin", "test_batch.bin")
+    ):
+        save(tmp_path / file, record * 2)
+    cfg = Data(name="cifar", dir=str(tmp_path))
+    train, test = (sources.open_split(cfg, train=t) for t in (True, False))
+    assert (train.size, test.size, train.class_names) == (2 if fine else 4, 2, ("cat", "dog"))
+    out, label = train.get(1)
+    assert label == 1
+    np.testing.assert_array_equal(out.transpose(2, 0, 1).ravel(), image)
+    with pytest.raises(UserError, match="want CIFAR's binary version"):
+        sources.open_split(Data(name="cifar", dir=str(tmp_path / "none")), train=True)
+
+
+def test_hugging_face_parquet_is_read(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    rows = [{"bytes": encode(photo()), "path": None}, None]
+    table = pa.table({"image": rows, "label": [1, 0]})
+    described = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps(described)})
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    cfg = Data(name="parquet", dir=str(tmp_path))
+    source = sources.open_split(cfg, train=True)
+    assert source.class_names == ("cat", "dog")
+    picture, label = source.get(0)
+    assert (picture.size_hw, label) == ((80, 96), 1)
+    with pytest.raises(BrokenExample, match="row 1 has no image"):
+        source.get(1)
+    with pytest.raises(UserError, match=r"has no validation-\*.parquet"):
+        sources.open_split(cfg, train=False)
+
+
+# --- TFDS ---
+
+
+@pytest.fixture
+def tfds_dir(tmp_path: Path) -> Path:
+    """Twelve grey images as a prepared TFDS data set in array_record form; record 5 of train is no image."""
+    from array_record.python import array_record_module
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = tmp_path / "shapes" / "1.0.0"
+    folder.mkdir(parents=True)
+    splits = []
+    for split, count in (("train", 12), ("test", 4)):
+        writer = array_record_module.ArrayRecordWriter(
+            str(folder / f"shapes-{split}.array_record-00000-of-00001"), "group_size:1"
+        )
+        for i in range(count):
+            example = tf_example_pb2.Example()
+            image = encode(Image.new("L", (6, 5), 10 * i))
+            broken = split == "train" and i == 5
+            example.features.feature["image"].bytes_list.value.append(b"no image" if broken else image)
+            example.features.feature["label"].int64_list.value.append(i % 2)
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append(
+            {"name": split, "shardLengths": [str(count)], "numBytes": "1000", "filepathTemplate": template}
+        )
+    module = "tensorflow_datasets.core.features"
+    features = {
+        "image": {
+            "pythonClassName": f"{module}.image_feature.Image",
+            "image": {"shape": {"dimensions": ["5", "6", "1"]}, "dtype": "uint8"},
+        },
+        "label": {
+            "pythonClassName": f"{module}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "2"},
+        },
+    }
+    tree = {"pythonClassName": f"{module}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
+    info = {"name": "shapes", "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    (folder / "features.json").write_text(json.dumps(tree))
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "label.labels.txt").write_text("even\nodd\n")
+    return tmp_path
+
+
+def test_tfds_array_record_is_read_with_slices_and_names(tfds_dir: Path) -> None:
+    cfg = Data(name="shapes", dir=str(tfds_dir), train_split="train[:50%]", channels=1)
+    train, test = (sources.open_split(cfg, train=t) for t in (True, False))
+    assert (train.size, test.size, train.class_names) == (6, 4, ("even", "odd"))
+    picture, label = test.get(3)
+    assert label == 1
+    assert (picture.pixels(1) == 30).all()
+
+
+def test_one_unreadable_record_is_skipped_or_stops_by_name(
+    tfds_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = Data(name="shapes", dir=str(tfds_dir), channels=1, on_error="skip", threads=1)
+    source = sources.open_split(cfg, train=True)
+    batches = loader.EvalBatches(source, cfg, (5, 6), 4, range(4))
+    weights = np.concatenate([batch.weight for batch in loader.iterate(batches, cfg)])
+    np.testing.assert_array_equal(np.flatnonzero(weights == 0), [5])
+    assert "skipped shapes train record 5 is not a readable image" in caplog.text
+    with pytest.raises(BrokenExample, match="shapes train record 5 "):
+        list(loader.iterate(batches, Data(name="shapes", channels=1, threads=1)))
+
+
+def test_a_record_whose_bytes_rotted_is_broken_by_name(tfds_dir: Path) -> None:
+    shard = next((tfds_dir / "shapes").rglob("*test.array_record*"))
+    data = bytearray(shard.read_bytes())
+    at = data.rindex(b"IHDR")
+    data[at : at + 4] = b"ROT!"
+    shard.write_bytes(bytes(data))
+    source = sources.open_split(Data(name="shapes", dir=str(tfds_dir)), train=False)
+    broken = []
+    for i in range(source.size):
+        try:
+            source.get(i)[0].pixels(1)
+        except BrokenExample as e:
+            broken.append(str(e))
+    assert len(broken) == 1
+    assert broken[0].startswith("shapes test record ")
+
+
+def test_tfds_says_how_to_prepare_what_is_missing_or_stored_as_tfrecord(tfds_dir: Path) -> None:
+    with pytest.raises(UserError, match="tfds build mnist --file_format=array_record --data_dir="):
+        sources.open_split(Data(name="mnist", dir=str(tfds_dir)), train=True)
+    with pytest.raises(UserError, match="shapes has no split validation: it has "):
+        sources.open_split(Data(name="shapes", dir=str(tfds_dir), eval_split="validation"), train=False)
+    with pytest.raises(UserError, match="is not a data set"):
+        sources.open_split(Data(name="no such thing!", dir=str(tfds_dir)), train=True)
+    info = tfds_dir / "shapes" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(UserError, match=r"stored as tfrecord.*convert_format --dataset_dir=\S*shapes/1.0.0 "):
+        sources.open_split(Data(name="shapes", dir=str(tfds_dir)), train=True)
+    shutil.rmtree(info.parent)
+    with pytest.raises(UserError, match="is not prepared in"):
+        sources.open_split(Data(name="shapes", dir=str(tfds_dir)), train=True)

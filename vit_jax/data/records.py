@@ -1,0 +1,174 @@
+"""Data sets that others prepared: TFDS array_record, Hugging Face parquet, CIFAR binary files.
+
+Each class has `len`, `class_names`, `get(i)` and `labels()` as `sources.Source` wants them, and pickles.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax.config import Data
+from vit_jax.data.decode import BrokenExample, Encoded
+from vit_jax.errors import UserError
+
+EVAL_SPLITS = ("validation", "val", "test")
+CIFAR_PIXELS = 3 * 32 * 32
+TFDS_NAME = re.compile(r"[a-zA-Z]\w*(:[\w.]+)?(/[\w.-]+)*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """One split of a prepared TFDS data set."""
+
+    name: str
+    class_names: tuple[str, ...]
+    records: Any
+    features: Any
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def get(self, index: int) -> tuple[Encoded | np.ndarray, int]:
+        """Example `index`. Raises BrokenExample if its record cannot be read."""
+        name = f"{self.name} record {index}"
+        try:
+            record = self.records[index]
+            image, label = record["image"], int(record["label"])
+        except Exception as e:  # whatever the reader of the file format raises
+            raise BrokenExample(f"{name} cannot be read: {str(e).partition(chr(10))[0]}") from e
+        return (Encoded(image, name) if isinstance(image, bytes) else image), label
+
+    def labels(self) -> None:
+        """Not known without reading every record."""
+
+
+def tfds(cfg: Data, *, train: bool) -> Tfds:
+    """A prepared TFDS data set in array_record form, read without TensorFlow. Raises UserError."""
+    import tensorflow_datasets as tfds  # half a second, and only needed here
+
+    data_dir = os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    if not TFDS_NAME.fullmatch(cfg.name):
+        raise UserError(
+            f"data.name={cfg.name} is not a data set: use digits, folder, or the name of a TFDS data set"
+        )
+    try:
+        builder: Any = tfds.builder(cfg.name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as e:
+        raise _not_prepared(cfg.name, data_dir) from e
+    if not Path(builder.data_dir).is_dir():
+        raise _not_prepared(cfg.name, data_dir)
+    _want_random_access(cfg.name, Path(builder.data_dir))
+    splits: list[str] = list(builder.info.splits)
+    split = _split(cfg, splits, train=train)
+    if split.partition("[")[0] not in splits:
+        raise UserError(f"{cfg.name} has no split {split}: it has {', '.join(splits)}")
+    missing = {"image", "label"} - set(builder.info.features)
+    if missing:
+        raise UserError(
+            f"{cfg.name} has no feature {', '.join(missing)}: it has {', '.join(builder.info.features)}"
+        )
+    try:
+        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    except ValueError as e:
+        raise UserError(f"data split {split} of {cfg.name}: {str(e).partition(chr(10))[0]}") from e
+    names = tuple(builder.info.features["label"].names)
+    return Tfds(f"{cfg.name} {split}", names, records, builder.info.features)
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """Pictures and labels held in memory: encoded bytes [n], or uint8 [n, h, w, c]."""
+
+    name: str
+    class_names: tuple[str, ...]
+    images: list[bytes | None] | np.ndarray
+    labels_n: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels_n)
+
+    def get(self, index: int) -> tuple[Encoded | np.ndarray, int]:
+        """Example `index`. Raises BrokenExample if it has no image."""
+        name, image = f"{self.name} row {index}", self.images[index]
+        if image is None:
+            raise BrokenExample(f"{name} has no image")
+        return (Encoded(image, name) if isinstance(image, bytes) else image), int(self.labels_n[index])
+
+    def labels(self) -> np.ndarray:
+        """int32 [n]."""
+        return self.labels_n
+
+
+def parquet(cfg: Data, *, train: bool) -> InMemory:
+    """`dir/**/SPLIT-*.parquet` with columns image (bytes, path) and label, as on the Hugging Face hub."""
+    import pyarrow.parquet as pq  # comes with tensorflow-datasets, and is only needed here
+
+    files = sorted(Path(cfg.dir).rglob("*-*.parquet"))
+    split = _split(cfg, sorted({f.name.partition("-")[0] for f in files}), train=train)
+    files = [f for f in files if f.name.startswith(f"{split}-")]
+    if not files:
+        raise UserError(f"data.dir={cfg.dir} has no {split}-*.parquet: set the split that it has")
+    tables = [pq.ParquetFile(f).read() for f in files]
+    schema = tables[0].schema
+    if not {"image", "label"} <= set(schema.names):
+        raise UserError(f"{files[0]} has columns {', '.join(schema.names)}: want image and label")
+    labels = np.concatenate([t["label"].to_numpy() for t in tables]).astype(np.int32)
+    images = [image and image["bytes"] for t in tables for image in t["image"].to_pylist()]
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = described.get("info", {}).get("features", {}).get("label", {}).get("names")
+    names = names or [str(i) for i in range(labels.max() + 1)]
+    return InMemory(f"{cfg.dir} {split}", tuple(names), images, labels)
+
+
+def cifar(cfg: Data, *, train: bool) -> InMemory:
+    """CIFAR-10 or CIFAR-100 in the binary version: records of label bytes, then 3x32x32 pixels."""
+    fine = Path(cfg.dir, "train.bin").is_file()  # CIFAR-100: a coarse label byte comes first
+    pattern = (
+        ("train.bin" if train else "test.bin")
+        if fine
+        else ("data_batch_*.bin" if train else "test_batch.bin")
+    )
+    files = sorted(Path(cfg.dir).glob(pattern))
+    names_file = Path(cfg.dir, "fine_label_names.txt" if fine else "batches.meta.txt")
+    if not files or not names_file.is_file():
+        raise UserError(
+            f"data.dir={cfg.dir} has no {pattern} or no {names_file.name}: want CIFAR's binary version"
+        )
+    record = (2 if fine else 1) + CIFAR_PIXELS
+    data = np.concatenate([np.fromfile(f, np.uint8) for f in files])
+    if data.size % record:
+        raise UserError(f"{files[0].parent}/{pattern} is cut short: copy it again")
+    rows = data.reshape(-1, record)
+    images = rows[:, -CIFAR_PIXELS:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    names = tuple(names_file.read_text().split())
+    return InMemory(f"{cfg.dir} {pattern}", names, images, rows[:, -CIFAR_PIXELS - 1].astype(np.int32))
+
+
+def _split(cfg: Data, have: list[str], *, train: bool) -> str:
+    if train:
+        return cfg.train_split
+    return cfg.eval_split or next((s for s in EVAL_SPLITS if s in have), EVAL_SPLITS[0])
+
+
+def _want_random_access(name: str, prepared: Path) -> None:
+    info = prepared / "dataset_info.json"
+    stored = json.loads(info.read_text()).get("fileFormat", "tfrecord") if info.is_file() else "tfrecord"
+    if stored in ("array_record", "parquet"):
+        return
+    raise UserError(
+        f"data set {name} in {prepared} is stored as {stored}, without random access: convert it once with "
+        "`pip install tensorflow apache-beam && python -m tensorflow_datasets.scripts.convert_format "
+        f"--dataset_dir={prepared} --out_file_format=array_record --out_path={prepared}/array_record`"
+    )
+
+
+def _not_prepared(name: str, data_dir: str) -> UserError:
+    return UserError(
+        f"data set {name} is not prepared in {data_dir}: set data.dir, or prepare it once with "
+        f"`pip install tensorflow && tfds build {name} --file_format=array_record --data_dir={data_dir}`"
+    )
