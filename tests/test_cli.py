@@ -109,7 +109,7 @@ def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, workdir, ima
     text = tmp_path / "text.png"
     text.write_text("not an image")
     cases = [
-        (predict, (tmp_path / "nothing", image), "is neither a run directory"),
+        (predict, (tmp_path / "nothing", image), "is no run directory, file or published checkpoint"),
         (predict, (workdir, text), f"{text} is not a readable image"),
         (predict, (workdir, tmp_path / "no.png"), "cannot read"),
         (predict, (workdir, image, "--top", 0), "--top=0 must be at least 1"),

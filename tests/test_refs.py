@@ -91,6 +91,11 @@ def test_training_continues_from_a_run_with_its_head(run_dir):
     assert not weights.report.reset
 
 
+def test_loading_prints_the_report(run_dir, capsys):
+    report = vit_jax.load(run_dir).report
+    assert capsys.readouterr().err.strip() == str(report)
+
+
 def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"is neither a run directory with a checkpoint nor one step of it"):
         refs.read(tmp_path)

@@ -38,7 +38,8 @@ VIT_ROWS = (
 )
 
 # The short side to 256, then the middle 224.
-PREPROCESS = Preprocess(resize="crop", crop_fraction=0.875, filter="bilinear", mean=(0.5,), std=(0.5,))
+# resize_small averages areas; an antialiased filter is the nearest thing here
+PREPROCESS = Preprocess(resize="crop", crop_fraction=0.875, filter="pil_bilinear", mean=(0.5,), std=(0.5,))
 
 STACK = re.compile(r"Transformer/encoderblock/(.+)")
 VIT = Dialect(

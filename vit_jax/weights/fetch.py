@@ -45,7 +45,9 @@ def local(ref: str) -> Place:
     if Path(name).exists() or known is None:
         if not match and not Path(name).exists():
             near = ", ".join(published.TABLE)
-            fail(f"{ref} is neither a file nor a published checkpoint: give a path, a URL, or one of {near}")
+            fail(
+                f"{ref} is no run directory, file or published checkpoint: give a path, a URL, or one of {near}"
+            )
         return Place(Path(name), ref, submodel, known)
     return Place(download(known.url), ref, submodel, known)
 

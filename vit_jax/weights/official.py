@@ -55,7 +55,7 @@ MIXER_ROWS = (
 )
 
 # Squashed to a square without regard to aspect, pixels from -1 to 1.
-PREPROCESS = Preprocess(resize="squash", filter="bilinear", mean=(0.5,), std=(0.5,))
+PREPROCESS = Preprocess(resize="squash", filter="tf_bilinear", resizer="exact", mean=(0.5,), std=(0.5,))
 
 
 def _pack(params: Flat, model: Model) -> Flat:
