@@ -44,10 +44,8 @@ def local(ref: str) -> Place:
         return Place(download(name), ref, submodel, known)
     if Path(name).exists() or known is None:
         if not match and not Path(name).exists():
-            near = ", ".join(published.TABLE)
-            fail(
-                f"{ref} is no run directory, file or published checkpoint: give a path, a URL, or one of {near}"
-            )
+            names = ", ".join(published.TABLE)
+            fail(f"{ref} is no run directory, file or published checkpoint: give one, or a URL, or of {near}")
         return Place(Path(name), ref, submodel, known)
     return Place(download(known.url), ref, submodel, known)
 
