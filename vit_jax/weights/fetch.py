@@ -45,7 +45,7 @@ def local(ref: str) -> Place:
     if Path(name).exists() or known is None:
         if not match and not Path(name).exists():
             names = ", ".join(published.TABLE)
-            fail(f"{ref} is no run directory, file or published checkpoint: give one, or a URL, or of {near}")
+            fail(f"{ref} is no run directory, file or published checkpoint; published are {names}")
         return Place(Path(name), ref, submodel, known)
     return Place(download(known.url), ref, submodel, known)
 
