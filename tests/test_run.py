@@ -207,6 +207,54 @@ def test_arrays_in_memory_train(tmp_path):
     assert vit_jax.load(tmp_path).classify([Image.new("L", (30, 20), 60)])[0][0].name == "dark"
 
 
+@pytest.fixture
+def broken_folder(tmp_path):
+    """20 classes of 8 images, five of which cannot be read; and the names of those."""
+    rng = np.random.default_rng(0)
+    for c in range(20):
+        (tmp_path / "images" / f"class{c:02}").mkdir(parents=True)
+        for i in range(8):
+            picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
+            picture.save(tmp_path / "images" / f"class{c:02}" / f"{i}.png")
+    whole = (tmp_path / "images" / "class00" / "0.png").read_bytes()
+    contents = {
+        "empty.jpg": b"",
+        "cut.png": whole[:60],
+        "text.jpg": b"hello",
+        "page.png": b"<html>",
+        "zero.webp": b"",
+    }
+    for c, (name, content) in enumerate(contents.items()):
+        (tmp_path / "images" / f"class{c:02}" / name).write_bytes(content)
+    return tmp_path / "images", list(contents)
+
+
+def folder_config(directory, on_error):
+    tree = config.default()
+    tree.model.update(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)
+    tree.data.update(name="folder", dir=str(directory), on_error=on_error, threads=2)
+    tree.train.update(epochs=2.0, batch_size=16)
+    return config.parse(tree)
+
+
+def test_a_folder_with_broken_files_trains_under_skip_and_names_them(broken_folder, tmp_path):
+    directory, names = broken_folder
+    outcome = loop.run(folder_config(directory, "skip"), tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for name in names:
+        assert f"/{name}" in log
+    record = checkpoint.read_record(tmp_path / "run" / "checkpoints" / str(outcome.step))
+    assert record["spec"]["class_names"] == [f"class{c:02}" for c in range(20)]
+
+
+def test_a_folder_with_broken_files_stops_under_error(broken_folder, tmp_path):
+    directory, names = broken_folder
+    with pytest.raises(UserError) as e:
+        loop.run(folder_config(directory, "error"), tmp_path / "run")
+    assert any(f"/{name}" in str(e.value) for name in names)
+    assert "data.on_error=skip" in str(e.value)
+
+
 def test_load_and_classify_agree_with_evaluation(trained):
     workdir, outcome = trained
     loaded = vit_jax.load(workdir / "checkpoints" / "60")

@@ -1,6 +1,7 @@
 """What a run tells: console, log.txt, metrics.jsonl, TensorBoard and curves.png. One process writes."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,8 @@ class Reporter:
         _keep_until(self._metrics, step)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._progress.start()
+        self._warnings = _Lines(self)
+        logging.getLogger("vit_jax").addHandler(self._warnings)
 
     def say(self, text: str) -> None:
         """One line to the console and to log.txt."""
@@ -70,9 +73,21 @@ class Reporter:
 
     def __exit__(self, kind: type[BaseException] | None, e: Any, trace: TracebackType | None) -> None:
         if self._active:
+            logging.getLogger("vit_jax").removeHandler(self._warnings)
             self._progress.stop()
             self._tensorboard.close()
             self._log.close()
+
+
+class _Lines(logging.Handler):
+    """Warnings of the rooms below, such as a skipped image, among the lines of the run."""
+
+    def __init__(self, report: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report.say(record.getMessage())
 
 
 def _keep_until(metrics: Path, step: int) -> None:
