@@ -52,7 +52,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     spec = describe(cfg, data.train)
-    model = build.build(spec.model)
+    model = build.build(dataclasses.replace(spec.model, scan=cfg.model.scan, remat=cfg.model.remat))
     optimizer = optim.make(cfg.optim, steps)
     begin = lambda params: init_state(params, optimizer, ema=bool(cfg.optim.ema))
 
@@ -122,10 +122,13 @@ def _teacher(cfg: Config, spec: Spec) -> tuple[Teacher | None, Any]:
 
 
 def describe(cfg: Config, source: Source) -> Spec:
-    """The Spec of a run: the config's model with the data's class count, and its preprocessing."""
+    """The Spec of a run: the config's model with the data's class count, and its preprocessing.
+
+    How it is trained, scanned or with rematerialisation, is not part of what it is.
+    """
     classes = cfg.model.classes or len(source.class_names)
     return Spec(
-        model=dataclasses.replace(cfg.model, classes=classes),
+        model=dataclasses.replace(cfg.model, classes=classes, scan=False, remat="none"),
         preprocess=preprocess_of(cfg.data),
         class_names=source.class_names,
     )
