@@ -130,6 +130,8 @@ PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
     "norm_eps": (SMALL, 1e-5),
     "head_bias": (SMALL, -1.0),
     "dtype": (SMALL, "bfloat16"),
+    "scan": (SMALL, True),
+    "remat": (SMALL, "full"),
 }
 
 
@@ -141,7 +143,9 @@ def test_no_field_is_dead(name):
 
 
 @pytest.mark.parametrize("base", [HYBRID, MIXER], ids=["hybrid", "mixer"])
-@pytest.mark.parametrize("name", ["dropout", "stochastic_depth", "gelu", "norm_eps", "head_bias", "dtype"])
+@pytest.mark.parametrize(
+    "name", ["dropout", "stochastic_depth", "gelu", "norm_eps", "head_bias", "dtype", "scan", "remat"]
+)
 def test_no_field_is_dead_in_other_families(base, name):
     assert program(Model(**base)) != program(Model(**(base | {name: PERTURBED[name][1]})))
 
@@ -253,6 +257,32 @@ def test_swiglu_is_its_formula():
     gate = dense("gate", np.float64(x_bnd))
     wanted = dense("down", gate / (1 + np.exp(-gate)) * dense("up", np.float64(x_bnd)))
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32 sums of 40 products of order one
+
+
+@pytest.mark.parametrize("base", [SMALL, MIXER], ids=["vit", "mixer"])
+@pytest.mark.parametrize("change", [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
+def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
+    cfg = Model(**base)
+    params, other = fresh(cfg), dataclasses.replace(cfg, **change)
+    images_bhwc = jnp.asarray(np.random.default_rng(1).normal(size=(2, *cfg.image_hw, 3)).astype(np.float32))
+
+    def gradient(cfg):
+        loss = lambda p: build.build(cfg).apply({"params": p}, images_bhwc, train=True).sum()
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    # The same operations, fused otherwise; gradients are of order 100.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), gradient(cfg), gradient(other)
+    )
+    assert shapes(cfg) == shapes(other)
+
+
+def test_a_scan_drops_at_the_rates_of_each_layer():
+    cfg = Model(**SMALL | {"depth": 3, "stochastic_depth": 0.5, "scan": True, "dtype": "bfloat16"})
+    params = fresh(cfg)
+    draw = lambda i: run(cfg, params, train=True, rngs={"dropout": jax.random.key(i)})
+    np.testing.assert_array_equal(draw(0), draw(0))
+    assert len({float(draw(i)[0, 0]) for i in range(6)}) > 2
 
 
 @pytest.mark.parametrize("base", [HYBRID, MIXER], ids=["hybrid", "mixer"])

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from vit_jax import fields
-from vit_jax.fields import at_least, fail, field, rate, section
+from vit_jax.fields import at_least, fail, field, pattern, rate, section
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class Model:
     norm_eps: float = field(1e-6, "epsilon of every LayerNorm")
     head_bias: float = field(0.0, "initial bias of the zero-initialised head")
     dtype: Literal["float32", "bfloat16"] = field("float32", "of matrix products; parameters stay float32")
+    scan: bool = field(False, "train one compiled block over all layers: quick to compile at any depth")
+    remat: Literal["none", "full", "dots"] = field(
+        "none", "what training computes twice to save memory: nothing, blocks, blocks but for weight products"
+    )
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -209,26 +213,70 @@ class Data(Preprocess):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-    """Optimizer and learning-rate schedule."""
+    """Optimizer, learning-rate schedule, and which parameters they touch.
 
-    name: Literal["adamw", "sgd"] = field("adamw", "AdamW, or SGD with momentum")
+    Patterns are regular expressions, searched in parameter names such as block_0/mlp/up/kernel.
+    """
+
+    name: Literal["adamw", "sgd", "adafactor", "lion", "lamb", "muon"] = field(
+        "adamw", "rule; adafactor as in big_vision; muon is for the blocks' kernels, with adamw for the rest"
+    )
     lr: float = field(1e-3, "peak learning rate")
-    schedule: Literal["cosine", "linear", "constant"] = field("cosine", "decay after warm-up, to 0")
+    schedule: Literal["cosine", "linear", "rsqrt", "constant"] = field("cosine", "decay after warm-up")
     warmup_steps: int = field(0, "steps of linear warm-up from 0")
-    momentum: float = field(0.9, "SGD momentum")
-    beta1: float = field(0.9, "AdamW: decay of the gradient mean")
-    beta2: float = field(0.999, "AdamW: decay of the squared gradient mean")
-    eps: float = field(1e-8, "AdamW: added to the root of the squared mean")
-    weight_decay: float = field(0.0, "decoupled, times the learning rate; kernels only")
+    cooldown_steps: int = field(0, "last steps, in which the rate is also taken linearly to 0")
+    timescale_steps: int = field(10_000, "schedule=rsqrt: lr * sqrt(this / (step - warm-up + this))")
+    momentum: float = field(0.9, "SGD, Adafactor and Muon: decay of the momentum")
+    momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "of the momentum or gradient mean")
+    beta1: float = field(0.9, "AdamW, Lion, LAMB: decay of the gradient mean")
+    beta2: float = field(
+        0.999, "AdamW, LAMB: decay of the squared mean; Adafactor: its cap; Lion: of the mean"
+    )
+    eps: float = field(1e-8, "AdamW, LAMB: added to the root of the squared mean")
+    weight_decay: float = field(0.0, "decoupled, times the learning rate")
+    decayed: tuple[str, ...] = field(("kernel$",), "patterns of parameters that weight decay applies to")
+    layer_decay: float = field(1.0, "learning rate of a layer over that of the layer above it")
+    trained: tuple[str, ...] = field((), "patterns of parameters to train, e.g. ^head or bias$; empty: all")
+    frozen: tuple[str, ...] = field((), "patterns of parameters to leave as they are")
     clip_norm: float = field(0.0, "largest global gradient norm; 0: no clipping")
+    sam_rho: float = field(0.0, "radius of sharpness-aware minimisation, two gradients a step; 0: none")
+    ema: float = field(0.0, "decay of a running mean of the parameters, evaluated beside them; 0: none")
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             fail(f"optim.lr={self.lr} must be above 0")
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+        for name in ("warmup_steps", "cooldown_steps", "weight_decay", "clip_norm", "sam_rho"):
             at_least(f"optim.{name}", getattr(self, name), 0)
-        for name in ("momentum", "beta1", "beta2"):
+        at_least("optim.timescale_steps", self.timescale_steps, 1)
+        for name in ("momentum", "beta1", "beta2", "ema"):
             rate(f"optim.{name}", getattr(self, name))
+        if not 0 < self.layer_decay <= 1:
+            fail(f"optim.layer_decay={self.layer_decay} is not in (0, 1]: 1 trains all layers alike")
+        for name in ("decayed", "trained", "frozen"):
+            pattern(f"optim.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What training minimises, and what it does to a batch on the devices before."""
+
+    name: Literal["softmax", "sigmoid"] = field("softmax", "cross-entropy, or one binary one a class, summed")
+    label_smoothing: float = field(0.0, "share of a label that is spread evenly over all classes")
+    mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: no mixup")
+    cutmix: float = field(0.0, "alpha of the area cut from another image; 0: no CutMix; with mixup: in turns")
+    teacher: str = field("", "distil from these weights: run, file, address or published name; empty: none")
+    distill: Literal["hard", "soft"] = field("hard", "towards the teacher's best class, or its probabilities")
+    distill_weight: float = field(0.5, "share of the distillation loss in the whole")
+    temperature: float = field(1.0, "distill=soft: divides both logits")
+
+    def __post_init__(self) -> None:
+        rate("loss.label_smoothing", self.label_smoothing)
+        for name in ("mixup", "cutmix"):
+            at_least(f"loss.{name}", getattr(self, name), 0)
+        if not 0 < self.distill_weight <= 1:
+            fail(f"loss.distill_weight={self.distill_weight} is not in (0, 1]: unset loss.teacher for none")
+        if self.temperature <= 0:
+            fail(f"loss.temperature={self.temperature} must be above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,13 +291,14 @@ class Train:
     checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved")
     keep: int = field(2, "newest checkpoints kept; the best is kept apart")
     log_every: int = field(50, "steps between log lines and metrics")
+    micro_batches: int = field(1, "parts that a batch is cut into, one after another, to save memory")
 
     def __post_init__(self) -> None:
         if bool(self.steps) == bool(self.epochs):
             fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
         for name in ("steps", "epochs", "eval_batch_size", "eval_every"):
             at_least(f"train.{name}", getattr(self, name), 0)
-        for name in ("batch_size", "checkpoint_every", "keep", "log_every"):
+        for name in ("batch_size", "checkpoint_every", "keep", "log_every", "micro_batches"):
             at_least(f"train.{name}", getattr(self, name), 1)
 
 
@@ -266,6 +315,7 @@ class Config:
     fsdp: int = field(1, "devices that split parameters and optimizer state")
     model: Model = section(Model)
     data: Data = section(Data)
+    loss: Loss = section(Loss)
     optim: Optim = section(Optim)
     train: Train = section(Train)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from types import UnionType
 from typing import Any, Literal
@@ -35,6 +36,15 @@ def rate(name: str, value: float) -> None:
     """Raise UserError unless value is in [0, 1)."""
     if not 0 <= value < 1:
         fail(f"{name}={value} is not in [0, 1)")
+
+
+def pattern(name: str, values: tuple[str, ...]) -> None:
+    """Raise UserError unless each value is a regular expression."""
+    for value in values:
+        try:
+            re.compile(value)
+        except re.error as e:
+            fail(f"{name}={value} is not a regular expression: {e}")
 
 
 def leaves(root: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:

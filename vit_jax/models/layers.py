@@ -90,21 +90,37 @@ class LayerScale(nn.Module):
         return x_bnd * gamma_d.reshape(1, 1, -1).astype(x_bnd.dtype)
 
 
+class DropPath(nn.Module):
+    """Drop a branch [b, n, d] of whole examples, the kept ones scaled by 1/(1 - rate). arXiv:1603.09382.
+
+    Unlike nn.Dropout's, the rate may be traced, as it is where blocks are scanned.
+    """
+
+    rate: float | jax.Array
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        if self.deterministic or (isinstance(self.rate, float) and self.rate == 0.0):
+            return x_bnd
+        keep = 1.0 - self.rate
+        kept_b11 = jax.random.bernoulli(self.make_rng("dropout"), keep, (x_bnd.shape[0], 1, 1))
+        return jnp.where(kept_b11, x_bnd / jnp.asarray(keep, x_bnd.dtype), jnp.zeros_like(x_bnd))
+
+
 class Block(nn.Module):
     """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)), each branch scaled if so set.
 
-    `drop_rate` is the chance of dropping each branch of an example, the kept ones scaled by 1/(1 - rate)
-    (stochastic depth, arXiv:1603.09382).
+    `drop_rate` is the chance of dropping each branch of an example.
     """
 
     cfg: Model
-    drop_rate: float
+    drop_rate: float | jax.Array
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg = self.cfg
-        # One draw an example: the mask spans tokens and features.
-        drop_path = lambda: nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=not train)
+        drop_path = lambda: DropPath(self.drop_rate, deterministic=not train)
         y_bnd = Norm(cfg, name="norm1")(x_bnd)
         y_bnd = Attention(cfg, name="attention")(y_bnd, y_bnd)
         y_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)

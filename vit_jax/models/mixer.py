@@ -5,10 +5,10 @@ Dims: b batch, h w pixels, c channels or classes, n tokens, d width.
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from vit_jax.config import Model
-from vit_jax.models.layers import Mlp, Norm
+from vit_jax.models.layers import DropPath, Mlp, Norm
+from vit_jax.models.stack import run_blocks
 from vit_jax.models.vit import Embed, Pool, head
 
 
@@ -25,8 +25,7 @@ class Mixer(nn.Module):
         """
         cfg = self.cfg
         x_bnd = Embed(cfg, name="embed")(images_bhwc)
-        for i, rate in enumerate(np.linspace(0.0, cfg.stochastic_depth, cfg.depth)):
-            x_bnd = MixerBlock(cfg, float(rate), name=f"block_{i}")(x_bnd, train=train)
+        x_bnd = run_blocks(self, MixerBlock, x_bnd, train=train)
         x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bd = Pool(cfg, name="pool")(x_bnd, train=train)
         return head(cfg, "head")(x_bd)
@@ -36,12 +35,12 @@ class MixerBlock(nn.Module):
     """x + token_mlp(norm1(x)ᵀ)ᵀ, then x + mlp(norm2(x)). Stochastic depth as in the ViT's Block."""
 
     cfg: Model
-    drop_rate: float
+    drop_rate: float | jax.Array
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg = self.cfg
-        drop_path = lambda: nn.Dropout(self.drop_rate, broadcast_dims=(1, 2), deterministic=not train)
+        drop_path = lambda: DropPath(self.drop_rate, deterministic=not train)
         y_bdn = Norm(cfg, name="norm1")(x_bnd).swapaxes(1, 2)
         y_bdn = Mlp(cfg, cfg.token_width, name="token_mlp")(y_bdn, train=train)
         x_bnd = x_bnd + drop_path()(y_bdn.swapaxes(1, 2))

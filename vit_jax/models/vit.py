@@ -13,6 +13,7 @@ import numpy as np
 from vit_jax.config import Model
 from vit_jax.models.layers import Block, MapPool, Norm
 from vit_jax.models.resnet import Stem
+from vit_jax.models.stack import run_blocks
 
 TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
 
@@ -34,8 +35,7 @@ class ViT(nn.Module):
         cfg = self.cfg
         x_bnd = Embed(cfg, name="embed")(images_bhwc)
         x_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(x_bnd)
-        for i, rate in enumerate(np.linspace(0.0, cfg.stochastic_depth, cfg.depth)):
-            x_bnd = Block(cfg, float(rate), name=f"block_{i}")(x_bnd, train=train)
+        x_bnd = run_blocks(self, Block, x_bnd, train=train)
         x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bp = Pool(cfg, name="pool")(x_bnd, train=train)
         logits_bc = head(cfg, "head")(x_bp)

@@ -5,17 +5,19 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
 
 from vit_jax.config import Config, Spec, preprocess_of
 from vit_jax.data.sources import Source
+from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.training import mesh as meshes
-from vit_jax.training import optim
+from vit_jax.training import optim, refs, schedules, tables
 from vit_jax.training.evaluate import Evaluator
-from vit_jax.training.step import State, init_state, train_step
+from vit_jax.training.step import State, Teacher, init_state, train_step
 
 
 class Splits(NamedTuple):
@@ -48,26 +50,19 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     """The job of `cfg` on `mesh`. Shapes only: no array is made. Raises UserError for what does not fit."""
     train = cfg.train
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
-    meshes.check_batch("train.batch_size", train.batch_size, mesh)
+    meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     spec = describe(cfg, data.train)
-    model = build.build(spec.model)
+    model = build.build(dataclasses.replace(spec.model, scan=cfg.model.scan, remat=cfg.model.remat))
     optimizer = optim.make(cfg.optim, steps)
+    begin = lambda params: init_state(params, optimizer, ema=bool(cfg.optim.ema))
 
     def init() -> State:
         key = jax.random.key(cfg.seed)
-        params = build.init(model, key, image_hw=spec.model.image_hw, channels=cfg.data.channels)
-        return init_state(params, optimizer)
+        return begin(build.init(model, key, image_hw=spec.model.image_hw, channels=cfg.data.channels))
 
     shapes = jax.eval_shape(init)
+    tables.check(cfg.optim, shapes.params)
     layout = meshes.shardings(shapes, mesh)
-    step = functools.partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        preprocess=spec.preprocess,
-        seed=cfg.seed,
-        log_every=train.log_every,
-    )
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return Job(
         cfg=cfg,
@@ -75,20 +70,65 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
         steps=steps,
         mesh=mesh,
         data=data,
-        schedule=optim.schedule(cfg.optim, steps),
+        schedule=schedules.make(cfg.optim, steps),
         abstract=jax.tree.map(place, shapes, layout),
         init=jax.jit(init, out_shardings=layout),
-        adopt=jax.jit(lambda params: init_state(params, optimizer), out_shardings=layout),
-        step=jax.jit(step, donate_argnums=0, out_shardings=layout),
+        adopt=jax.jit(begin, out_shardings=layout),
+        step=_step(cfg, spec, model, optimizer, layout),
         evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )
 
 
+def _step(
+    cfg: Config, spec: Spec, model: nn.Module, optimizer: optax.GradientTransformation, layout: Any
+) -> Callable[[State, Any], State]:
+    teacher, teacher_params = _teacher(cfg, spec)
+    step = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        preprocess=spec.preprocess,
+        seed=cfg.seed,
+        log_every=cfg.train.log_every,
+        loss=cfg.loss,
+        micro_batches=cfg.train.micro_batches,
+        sam_rho=cfg.optim.sam_rho,
+        ema=cfg.optim.ema,
+        teacher=teacher,
+    )
+    mesh = jax.tree.leaves(layout)[0].mesh
+    teacher_params = jax.device_put(teacher_params, meshes.shardings(teacher_params, mesh))
+    compiled = jax.jit(
+        lambda state, batch, taught_by: step(state, batch, teacher_params=taught_by),
+        donate_argnums=0,
+        out_shardings=layout,
+    )
+    return lambda state, batch: compiled(state, batch, teacher_params)
+
+
+def _teacher(cfg: Config, spec: Spec) -> tuple[Teacher | None, Any]:
+    """Who `cfg.loss` distils from, at the student's image size. Raises UserError if it sees another world."""
+    if not cfg.loss.teacher:
+        return None, None
+    weights, _ = refs.read(cfg.loss.teacher, image_size=spec.model.image_size, posemb_method=cfg.init_posemb)
+    pairs = {
+        "classes": (weights.model.classes, spec.model.classes),
+        "channels": (weights.preprocess.channels, spec.preprocess.channels),
+    }
+    for name, (its, ours) in pairs.items():
+        if its != ours:
+            raise UserError(f"loss.teacher={cfg.loss.teacher} has {its} {name}, the run has {ours}")
+    return Teacher(build.build(weights.model), weights.preprocess), weights.params
+
+
 def describe(cfg: Config, source: Source) -> Spec:
-    """The Spec of a run: the config's model with the data's class count, and its preprocessing."""
+    """The Spec of a run: the config's model with the data's class count, and its preprocessing.
+
+    How it is trained, scanned or with rematerialisation, is not part of what it is.
+    """
     classes = cfg.model.classes or len(source.class_names)
     return Spec(
-        model=dataclasses.replace(cfg.model, classes=classes),
+        model=dataclasses.replace(cfg.model, classes=classes, scan=False, remat="none"),
         preprocess=preprocess_of(cfg.data),
         class_names=source.class_names,
     )

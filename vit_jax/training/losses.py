@@ -1,13 +1,43 @@
-"""Losses an example. Dims: b batch, c classes."""
+"""Losses an example, float32 [b]. Dims: b batch, c classes."""
 
 import jax
 import jax.numpy as jnp
 
 
 def softmax_cross_entropy(logits_bc: jax.Array, label_b: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label], float32 [b]."""
+    """-log softmax(logits)[label]."""
     log_p_bc = jax.nn.log_softmax(logits_bc.astype(jnp.float32))
     return -jnp.take_along_axis(log_p_bc, label_b[:, None], axis=1)[:, 0]
+
+
+def softmax(logits_bc: jax.Array, target_bc: jax.Array) -> jax.Array:
+    """-sum over classes of target * log softmax(logits), for targets that are distributions."""
+    return -(target_bc * jax.nn.log_softmax(logits_bc.astype(jnp.float32))).sum(axis=1)
+
+
+def sigmoid(logits_bc: jax.Array, target_bc: jax.Array) -> jax.Array:
+    """Binary cross-entropy of each class, summed. arXiv:2006.07159 section 5."""
+    logits_bc = logits_bc.astype(jnp.float32)
+    # log(1 - sigmoid(x)) = log sigmoid(-x), which does not lose small numbers
+    yes_bc, no_bc = jax.nn.log_sigmoid(logits_bc), jax.nn.log_sigmoid(-logits_bc)
+    return -(target_bc * yes_bc + (1.0 - target_bc) * no_bc).sum(axis=1)
+
+
+def soft_distillation(logits_bc: jax.Array, teacher_bc: jax.Array, *, temperature: float) -> jax.Array:
+    """t^2 KL(softmax(teacher/t) || softmax(logits/t)). arXiv:2012.12877 eq. 2, arXiv:1503.02531."""
+    log_p_bc = jax.nn.log_softmax(logits_bc.astype(jnp.float32) / temperature)
+    log_t_bc = jax.nn.log_softmax(teacher_bc.astype(jnp.float32) / temperature)
+    return temperature**2 * (jnp.exp(log_t_bc) * (log_t_bc - log_p_bc)).sum(axis=1)
+
+
+def hard_distillation(logits_bc: jax.Array, teacher_bc: jax.Array) -> jax.Array:
+    """Cross-entropy towards the teacher's best class. arXiv:2012.12877 eq. 3."""
+    return softmax_cross_entropy(logits_bc, teacher_bc.argmax(axis=1))
+
+
+def smooth(label_b: jax.Array, classes: int, smoothing: float) -> jax.Array:
+    """One-hot labels with a share spread over all classes, [b, c]. arXiv:1512.00567 section 7."""
+    return jax.nn.one_hot(label_b, classes, dtype=jnp.float32) * (1.0 - smoothing) + smoothing / classes
 
 
 def in_top(logits_bc: jax.Array, label_b: jax.Array, k: int) -> jax.Array:

@@ -38,11 +38,13 @@ def describe(mesh: Mesh) -> str:
     return f"{mesh.size} x {kind} ({axes}), {processes} process{'es' if processes > 1 else ''}"
 
 
-def check_batch(name: str, batch_size: int, mesh: Mesh) -> None:
-    """Raise UserError unless the devices can share a batch evenly."""
-    if batch_size % mesh.size:
-        near = max(batch_size // mesh.size, 1) * mesh.size
-        raise UserError(f"{name}={batch_size} is not a multiple of the {mesh.size} devices: use {near}")
+def check_batch(name: str, batch_size: int, mesh: Mesh, *, parts: int = 1) -> None:
+    """Raise UserError unless the devices can share each of the micro-batches evenly."""
+    unit = mesh.size * parts
+    if batch_size % unit:
+        near = max(batch_size // unit, 1) * unit
+        what = f"{mesh.size} devices" if parts == 1 else f"{mesh.size} devices x {parts} micro-batches"
+        raise UserError(f"{name}={batch_size} is not a multiple of the {what}: use {near}")
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

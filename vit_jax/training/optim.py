@@ -1,53 +1,102 @@
-"""Optimizers and learning-rate schedules, on optax."""
+"""Optimizers, on optax."""
 
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from vit_jax.config import Optim
-from vit_jax.errors import UserError
+from vit_jax.training import schedules, tables
+
+ADAFACTOR_SMALLEST = 32  # smaller dimensions are not factored; big_vision's value
+ADAFACTOR_POWER = 0.8  # of the step, in the decay of the squared mean; arXiv:1804.04235 section 7.2
+MUON_RMS = 0.2  # of an update's entries, as AdamW's are, so that both take one rate; arXiv:2502.16982 eq. 4
 
 
 def make(cfg: Optim, steps: int) -> optax.GradientTransformation:
-    """Clip, precondition, decay kernels, scale by the schedule. Decay is decoupled (arXiv:1711.05101)."""
-    if cfg.warmup_steps >= steps:
-        raise UserError(
-            f"optim.warmup_steps={cfg.warmup_steps} leaves nothing of the {steps} steps: use fewer"
-        )
-    rules = {
-        "adamw": lambda: optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),
-        "sgd": lambda: optax.trace(cfg.momentum),
-    }
+    """Clip, precondition, decay, scale by layer and by the schedule, for the parameters that are trained.
+
+    Decay is decoupled (arXiv:1711.05101). Frozen parameters have no optimizer state and do not count in the
+    clipped norm.
+    """
+    decay = optax.add_decayed_weights(cfg.weight_decay, lambda params: tables.decayed(params, cfg))
     parts = [
         optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
-        rules[cfg.name](),
-        optax.add_decayed_weights(cfg.weight_decay, decayed) if cfg.weight_decay else optax.identity(),
-        optax.scale_by_learning_rate(schedule(cfg, steps)),
+        _rule(cfg),
+        decay if cfg.weight_decay else optax.identity(),
+        optax.scale_by_trust_ratio() if cfg.name == "lamb" else optax.identity(),
+        _scale_layers(cfg.layer_decay) if cfg.layer_decay < 1 else optax.identity(),
+        optax.scale_by_learning_rate(schedules.make(cfg, steps)),
     ]
-    return optax.chain(*parts)
+    if not cfg.trained and not cfg.frozen:
+        return optax.chain(*parts)
 
+    def labels(params: Any) -> Any:
+        chosen = tables.trained(params, cfg)
+        return jax.tree.map(lambda trained: "trained" if trained else "frozen", chosen)
 
-def schedule(cfg: Optim, steps: int) -> optax.Schedule:
-    """Learning rate of update `step` (from 0): linear warm-up from 0, then the decay to 0 at `steps`."""
-    decay_steps = steps - cfg.warmup_steps
-    decays = {
-        "cosine": lambda: optax.cosine_decay_schedule(cfg.lr, decay_steps),
-        "linear": lambda: optax.linear_schedule(cfg.lr, 0.0, decay_steps),
-        "constant": lambda: optax.constant_schedule(cfg.lr),
-    }
-    if not cfg.warmup_steps:
-        return decays[cfg.schedule]()
-    warmup = optax.linear_schedule(0.0, cfg.lr, cfg.warmup_steps)
-    return optax.join_schedules([warmup, decays[cfg.schedule]()], [cfg.warmup_steps])
-
-
-def decayed(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: kernels, not biases, scales, tokens or positions."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return optax.partition({"trained": optax.chain(*parts), "frozen": optax.set_to_zero()}, labels)
 
 
 def total_steps(steps: int, epochs: float, examples: int, batch_size: int) -> int:
     """The length of a run that is given in steps, or in epochs of `examples`."""
     return steps or max(1, math.ceil(epochs * examples / batch_size))
+
+
+def follow(mean: Any, params: Any, decay: float) -> Any:
+    """One step of the running mean of the parameters: decay * mean + (1 - decay) * params."""
+    return jax.tree.map(lambda m, p: m + (1 - decay) * (p - m), mean, params)
+
+
+def _rule(cfg: Optim) -> optax.GradientTransformation:
+    dtype = jnp.dtype(cfg.momentum_dtype)
+    adam = lambda: optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=dtype)
+    rules = {
+        "adamw": adam,
+        "sgd": lambda: optax.trace(cfg.momentum, accumulator_dtype=dtype),
+        "adafactor": lambda: _adafactor(cfg),
+        "lion": lambda: optax.scale_by_lion(cfg.beta1, cfg.beta2, mu_dtype=dtype),
+        "lamb": adam,
+        "muon": lambda: _muon(cfg, adam()),
+    }
+    return rules[cfg.name]()
+
+
+def _adafactor(cfg: Optim) -> optax.GradientTransformation:
+    """Factored squared mean, updates of RMS at most 1, momentum. arXiv:2106.04560 section 3.4."""
+    beta2 = lambda step, power: jnp.minimum(cfg.beta2, 1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -power)
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=ADAFACTOR_POWER, min_dim_size_to_factor=ADAFACTOR_SMALLEST, decay_rate_fn=beta2
+        ),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(cfg.momentum, debias=False, accumulator_dtype=jnp.dtype(cfg.momentum_dtype)),
+    )
+
+
+def _muon(cfg: Optim, rest: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Orthogonalised Nesterov momentum for the blocks' kernels, `rest` for all else."""
+    muon = contrib.muon(
+        1.0,
+        beta=cfg.momentum,
+        mu_dtype=jnp.dtype(cfg.momentum_dtype),
+        muon_weight_dimension_numbers=tables.matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+    def labels(params: Any) -> Any:
+        is_leaf = lambda x: x is None or isinstance(x, contrib.MuonDimensionNumbers)
+        return jax.tree.map(lambda d: "muon" if d else "rest", tables.matrices(params), is_leaf=is_leaf)
+
+    # optax's muon is a whole optimizer, whose updates are already negative
+    return optax.partition({"muon": optax.chain(muon, optax.scale(-1.0)), "rest": rest}, labels)
+
+
+def _scale_layers(decay: float) -> optax.GradientTransformation:
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda scale, u: u * scale, tables.layer_scales(updates, decay), updates)
+
+    return optax.stateless(update)

@@ -26,6 +26,8 @@ FREE = {
     "head_bias",
     "layer_scale",
     "dtype",
+    "scan",
+    "remat",
 }
 
 

@@ -1,0 +1,86 @@
+"""What depends on a parameter's name: decay, layer-wise learning rates, freezing, matrices for Muon.
+
+Names are paths such as block_0/mlp/up/kernel. Each table gives a tree like the parameters.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from optax.contrib import MuonDimensionNumbers
+
+from vit_jax.config import Optim
+from vit_jax.errors import UserError
+
+
+def by_name(f: Callable[[str], Any], tree: Any) -> Any:
+    """`f(name)` for each leaf of `tree`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: f(name_of(path)), tree)
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """Such as block_0/mlp/up/kernel."""
+    return "/".join(key.key for key in path)
+
+
+def check(cfg: Optim, params: Any) -> None:
+    """Raise UserError for a pattern that matches no parameter, or patterns that leave nothing to train."""
+    names = jax.tree.leaves(by_name(lambda name: name, params))
+    for field in ("decayed", "trained", "frozen"):
+        for pattern in getattr(cfg, field):
+            if not any(re.search(pattern, name) for name in names):
+                raise UserError(
+                    f"optim.{field}={pattern} matches no parameter: they are named like {names[0]}"
+                )
+    if not any(jax.tree.leaves(trained(params, cfg))):
+        raise UserError(f"optim.trained={cfg.trained} and optim.frozen={cfg.frozen} leave nothing to train")
+
+
+def decayed(params: Any, cfg: Optim) -> Any:
+    """True for the leaves that weight decay applies to."""
+    return by_name(lambda name: _matches(cfg.decayed, name), params)
+
+
+def trained(params: Any, cfg: Optim) -> Any:
+    """True for the leaves that are trained: of `cfg.trained` (all, if empty), and of none of `cfg.frozen`."""
+    chosen = lambda name: not cfg.trained or _matches(cfg.trained, name)
+    return by_name(lambda name: chosen(name) and not _matches(cfg.frozen, name), params)
+
+
+def layer_scales(params: Any, decay: float) -> Any:
+    """decay^(layers above): 1 for the head and the last norm, decay^depth+1 for the embedding.
+
+    arXiv:2106.08254 appendix, as in BEiT and MAE.
+    """
+    depth = sum(part.startswith("block_") for part in params)
+
+    def scale(name: str) -> float:
+        part = name.partition("/")[0]
+        if part == "embed":
+            return decay ** (depth + 1)
+        return decay ** (depth - int(part[6:])) if part.startswith("block_") else 1.0
+
+    return by_name(scale, params)
+
+
+# (pattern, axes summed over, axes that come out) of the kernels in the blocks; the first match counts.
+MATRICES = (
+    (r"^block_\d+/attention/(query|key|value)/kernel$", (0,), (1, 2)),
+    (r"^block_\d+/attention/out/kernel$", (0, 1), (2,)),
+    (r"^block_\d+/.*kernel$", (0,), (1,)),
+)
+
+
+def matrices(params: Any) -> Any:
+    """How each leaf is a matrix for Muon, or None for what it is not used on: all outside the blocks."""
+
+    def dimensions(name: str) -> MuonDimensionNumbers | None:
+        found = (MuonDimensionNumbers(i, o) for pattern, i, o in MATRICES if re.search(pattern, name))
+        return next(found, None)
+
+    return by_name(dimensions, params)
+
+
+def _matches(patterns: tuple[str, ...], name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
