@@ -140,8 +140,8 @@ def test_parameters_of_another_model_are_not_written(tmp_path):
     other = dataclasses.replace(weights.model, classes=3)
     with pytest.raises(UserError, match=r"head/kernel is \(48, 10\), not \(48, 3\)"):
         write(tmp_path / "w.npz", weights.params, other, dialect="official")
-    with pytest.raises(UserError, match="dialect='timm'"):
-        write(tmp_path / "w.npz", weights.params, weights.model, dialect="timm")
+    with pytest.raises(UserError, match="dialect='tim' cannot be written"):
+        write(tmp_path / "w.npz", weights.params, weights.model, dialect="tim")
     with pytest.raises(UserError, match="could not be written"):
         write(tmp_path / "no" / "w.npz", weights.params, weights.model, dialect="official")
 

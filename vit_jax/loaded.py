@@ -17,8 +17,9 @@ from vit_jax.data import transforms
 from vit_jax.models import build
 from vit_jax.training import refs
 from vit_jax.training.step import normalise
+from vit_jax.weights.adapt import reset_head
 from vit_jax.weights.report import Report
-from vit_jax.weights.save import write
+from vit_jax.weights.save import DialectName, write
 
 BATCH_SIZE = 64  # of `classify`: bounds memory, and lets all calls share one compiled program
 
@@ -74,14 +75,25 @@ class Loaded:
 
 
 def load(
-    ref: str | Path, *, image_size: int | tuple[int, int] | None = None, classes: int | None = None
+    ref: str | Path,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    classes: int | None = None,
+    heads: int | None = None,
+    headless: bool = False,
 ) -> Loaded:
-    """The model of a run directory (its best step if it has one), one step, a file, an address or a name.
+    """The model of a run directory (its best step if it has one), one step, a file, a folder of transformers
+    or timm, an address or a name.
 
-    `image_size` resizes the position embedding, `classes` replaces a head of another class count. The
-    report of what was done goes to stderr, too. Raises UserError.
+    `image_size` resizes the position embedding, `classes` replaces a head of another class count, `heads` is
+    for torch files that do not tell them. With `headless`, for uses that look at features alone, a file
+    without a head gets a zero one of one class. The report of what was done goes to stderr, too.
+    Raises UserError.
     """
-    weights, cfg = refs.read(ref, image_size=image_size, classes=classes)
+    adapted = {"image_size": image_size, "classes": classes}
+    weights, cfg = refs.read(ref, **adapted, heads=heads, headless=headless)
+    if not weights.model.classes:
+        weights = reset_head(weights, 1)
     print(weights.report, file=sys.stderr)
     spec = Spec(model=weights.model, preprocess=weights.preprocess, class_names=weights.class_names)
     used = dataclasses.asdict(weights.preprocess)
@@ -90,9 +102,21 @@ def load(
     return Loaded(build.build(weights.model), params, spec, data, weights.report)
 
 
-def save(path: str | Path, loaded: Loaded, *, dialect: Literal["official", "big_vision"]) -> None:
-    """Write the parameters as a file of another code base. Raises UserError if it cannot hold the model."""
-    write(path, loaded.params, loaded.spec.model, dialect=dialect)
+def save(
+    path: str | Path,
+    loaded: Loaded,
+    *,
+    dialect: DialectName,
+    numerics: Literal["same", "theirs"] = "same",
+) -> None:
+    """Write the parameters as another code base reads them: .npz, .safetensors, or a transformers folder.
+
+    Raises UserError if the dialect cannot hold the model; `numerics="theirs"` lets readers compute with
+    another GELU or epsilon.
+    """
+    spec = loaded.spec
+    beside = {"preprocess": spec.preprocess, "class_names": spec.class_names}
+    write(path, loaded.params, spec.model, dialect=dialect, numerics=numerics, **beside)
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,27 +1,48 @@
 """Write a run or a weights file in the layout of another code base."""
 
+from typing import get_args
+
 from vit_jax.cli.common import make_parser, run_command
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.convert runs/b16 b16.npz --dialect official
   python -m vit_jax.cli.convert augreg/B_16 b16.npz --dialect big_vision --image_size 384
+  python -m vit_jax.cli.convert augreg/B_16-384 b16_folder --dialect huggingface
+  python -m vit_jax.cli.convert dinov2_folder dinov2.safetensors --dialect timm
+
+A file's GELU and epsilon are those of its family. Where the new family has others, nothing is written, unless
+it is a folder whose config.json tells them, or --numerics theirs accepts what its readers will compute.
 """
 
 
 def main() -> None:
     """Parse the command line, read, write."""
+    from vit_jax.weights.save import DialectName
+
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, .npz file, address, or published name")
-    parser.add_argument("out", help="file to write")
-    parser.add_argument("--dialect", required=True, choices=("official", "big_vision"), help="whose layout")
+    parser.add_argument(
+        "ref",
+        help="run directory, one step of it, .npz or .safetensors file, folder of transformers or timm, "
+        "address, or published name",
+    )
+    parser.add_argument("out", help=".npz or .safetensors file to write, or a folder (huggingface)")
+    parser.add_argument("--dialect", required=True, choices=get_args(DialectName), help="whose layout")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--classes", type=int, help="reset a head of another class count")
+    parser.add_argument("--heads", type=int, help="attention heads, for torch files that do not tell them")
+    parser.add_argument("--numerics", choices=("same", "theirs"), default="same", help="see below")
     args = parser.parse_args()
 
-    import vit_jax  # after parsing: --help stays quick
+    import sys  # after parsing: --help stays quick
 
-    loaded = vit_jax.load(args.ref, image_size=args.image_size, classes=args.classes)
-    vit_jax.save(args.out, loaded, dialect=args.dialect)
+    from vit_jax.training import refs
+    from vit_jax.weights.save import write
+
+    adapted = {"image_size": args.image_size, "classes": args.classes, "heads": args.heads}
+    weights, _ = refs.read(args.ref, **adapted, headless=True)
+    print(weights.report, file=sys.stderr)
+    beside = {"preprocess": weights.preprocess, "class_names": weights.class_names}
+    write(args.out, weights.params, weights.model, dialect=args.dialect, numerics=args.numerics, **beside)
     print(f"wrote {args.out} ({args.dialect})")
 
 

@@ -12,6 +12,7 @@ from vit_jax.models import build
 from vit_jax.training import checkpoint
 from vit_jax.weights import adapt, posemb
 from vit_jax.weights.adapt import Weights
+from vit_jax.weights.fetch import is_model_folder
 from vit_jax.weights.load import read as read_file
 from vit_jax.weights.report import Report
 from vit_jax.weights.save import flatten
@@ -36,23 +37,27 @@ def read(
     *,
     image_size: int | tuple[int, int] | None = None,
     classes: int | None = None,
-    posemb_method: str = "official",
+    posemb_method: str | None = None,
     keep_pre_logits: bool = True,
+    heads: int | None = None,
+    headless: bool = False,
 ) -> tuple[Weights, Config | None]:
     """The weights of `ref`, and the config they were trained with where they come from a run of ours.
 
-    A directory stands for its best step, or for its newest if it has no best. Adapted to `image_size` and
-    `classes` as `weights.load.read` does. Raises UserError.
+    A directory of ours stands for its best step, or for its newest if it has no best. Adapted to `image_size`
+    and `classes` as `weights.load.read` does, which says what the other arguments mean. Raises UserError.
     """
-    posemb.check_method(posemb_method)
-    if not Path(ref).is_dir():
+    if posemb_method is not None:
+        posemb.check_method(posemb_method)
+    if not Path(ref).is_dir() or is_model_folder(Path(ref)):
         adapted = {"image_size": image_size, "classes": classes, "posemb_method": posemb_method}
-        return read_file(ref, **adapted, keep_pre_logits=keep_pre_logits), None
+        told = {"heads": heads, "headless": headless}
+        return read_file(ref, **adapted, **told, keep_pre_logits=keep_pre_logits), None
     weights, cfg = _read_step(_step_dir(Path(ref)))
     if classes is not None and classes != weights.model.classes:
         weights = adapt.reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
     if image_size is not None:
-        weights = adapt.resize(weights, image_size, method=posemb_method)
+        weights = adapt.resize(weights, image_size, method=posemb_method or "official")
     return weights, cfg
 
 

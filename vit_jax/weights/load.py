@@ -11,8 +11,22 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
-from vit_jax.weights import adapt, big_vision, fetch, layout, npz, official, old_mixer, posemb, published
+from vit_jax.weights import (
+    adapt,
+    big_vision,
+    fetch,
+    layout,
+    npz,
+    official,
+    old_mixer,
+    posemb,
+    published,
+    safetensors,
+    torch_files,
+    torch_load,
+)
 from vit_jax.weights.adapt import Weights
+from vit_jax.weights.arrays import Archive, check, dtype_note, set_in
 from vit_jax.weights.dialect import Dialect
 from vit_jax.weights.report import Note, Report
 
@@ -34,29 +48,40 @@ def read(
     *,
     image_size: int | tuple[int, int] | None = None,
     classes: int | None = None,
-    posemb_method: str = "official",
+    posemb_method: str | None = None,
     keep_pre_logits: bool = True,
+    heads: int | None = None,
+    headless: bool = False,
 ) -> Weights:
     """Weights of a path, a URL or a published name, adapted to `image_size` and `classes`.
 
-    `file.npz:img` is the part of a file under `img`. A head of another class count is replaced by zeros, and
-    then `keep_pre_logits=False` also drops the hidden layer before it, as fine-tuning does. Raises UserError.
+    `file.npz:img` is the part of a file under `img`; a folder is one of transformers or timm. Positions are
+    resized as the file's family does unless `posemb_method` says otherwise. A head of another class count is
+    replaced by zeros, and then `keep_pre_logits=False` also drops the hidden layer before it, as fine-tuning
+    does. `heads` is for torch files of a width that does not tell them; `headless` lets a file without a head
+    pass as it is. Raises UserError.
     """
-    posemb.check_method(posemb_method)
+    if posemb_method is not None:
+        posemb.check_method(posemb_method)
     place = fetch.local(str(ref))
     image_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
-    weights = _as_stored(place, image_hw)
+    weights, own_method = _as_stored(place, image_hw, heads)
     if classes is not None and classes != weights.model.classes:
         weights = adapt.reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
-    if not weights.model.classes:
+    if not weights.model.classes and not headless:
         fail(f"{ref} has no head: pass classes=, the number of classes to make one for")
     if image_size is not None:
-        weights = adapt.resize(weights, image_size, method=posemb_method)
+        weights = adapt.resize(weights, image_size, method=posemb_method or own_method)
     return weights
 
 
-def _as_stored(place: fetch.Place, image_hw: tuple[int, int] | None) -> Weights:
-    archive = npz.Archive(place.path)
+def _as_stored(
+    place: fetch.Place, image_hw: tuple[int, int] | None, heads: int | None
+) -> tuple[Weights, str]:
+    """The weights as they lie in the file, and how their family resizes positions."""
+    archive = safetensors.Archive(place.path) if _is_safetensors(place.path) else npz.Archive(place.path)
+    if torch_files.prefix_of(list(archive.entries)) is not None:
+        return torch_load.as_stored(place, archive, image_hw, heads)
     names, ignored = _select(archive, place.submodel)
     dialect, sources, extra = _translate(archive, names)
     found = {ours: layout.squeeze(ours, source.shape) for ours, source in sources.items()}
@@ -70,7 +95,8 @@ def _as_stored(place: fetch.Place, image_hw: tuple[int, int] | None) -> Weights:
         )
     except UserError as error:
         fail(f"{place.name}: {error}")
-    _check(place.name, found, layout.shapes(model, channels=layout.channels(found)), sources, extra, archive)
+    lying = {ours: source.array for ours, source in sources.items()}
+    check(place.name, found, layout.shapes(model, channels=layout.channels(found)), lying, extra, archive)
     params, converted = _read(archive, sources, found)
     report = Report(
         source=place.name,
@@ -81,10 +107,15 @@ def _as_stored(place: fetch.Place, image_hw: tuple[int, int] | None) -> Weights:
         ignored=tuple(ignored),
     )
     preprocess = dataclasses.replace(dialect.preprocess, channels=layout.channels(found))
-    return Weights(model, params, published.class_names(place.published, model.classes), preprocess, report)
+    names_of = published.class_names(place.published, model.classes)
+    return Weights(model, params, names_of, preprocess, report), "official"
 
 
-def _select(archive: npz.Archive, submodel: str) -> tuple[dict[str, str], list[Note]]:
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _select(archive: Archive, submodel: str) -> tuple[dict[str, str], list[Note]]:
     """{name without prefix: name in the archive} of the model's arrays, and notes on all others."""
     prefixes = [f"{p}{submodel}/" for p in ("params/", "opt/target/", "")] if submodel else PREFIXES
     for prefix in prefixes:
@@ -102,7 +133,7 @@ def _select(archive: npz.Archive, submodel: str) -> tuple[dict[str, str], list[N
     return names, others
 
 
-def _translate(archive: npz.Archive, names: dict[str, str]) -> tuple[Dialect, dict[str, Source], list[str]]:
+def _translate(archive: Archive, names: dict[str, str]) -> tuple[Dialect, dict[str, Source], list[str]]:
     """The dialect that knows most of `names`, {our name: source}, and the names that it does not know."""
     lying: dict[str, Source] = {}
     for name, array in names.items():
@@ -126,32 +157,8 @@ def _translate(archive: npz.Archive, names: dict[str, str]) -> tuple[Dialect, di
     return dialect, sources, extra
 
 
-def _check(
-    source: str,
-    found: layout.Shapes,
-    wanted: layout.Shapes,
-    sources: dict[str, Source],
-    extra: list[str],
-    archive: npz.Archive,
-) -> None:
-    """Raise UserError with every missing, unexplained, misshapen and non-numeric array."""
-    missing = [name for name in wanted if name not in found]
-    extra = extra + [sources[name].array for name in found if name not in wanted]
-    shapes = [f"{n} is {found[n]}, not {wanted[n]}" for n in found if n in wanted and found[n] != wanted[n]]
-    kinds = [f"{n} is {archive.entries[s.array].dtype}" for n, s in sources.items()]
-    kinds = [k for k, s in zip(kinds, sources.values(), strict=True) if not _is_number(archive, s)]
-    lists = {"missing": missing, "unexplained": extra, "misshapen": shapes, "not floating point": kinds}
-    parts = [f"{len(names)} {what}: {', '.join(names)}" for what, names in lists.items() if names]
-    if parts:
-        fail(f"{source} does not fit the model that its shapes tell: {'; '.join(parts)}; nothing was loaded")
-
-
-def _is_number(archive: npz.Archive, source: Source) -> bool:
-    return npz.is_number(archive.entries[source.array].dtype)
-
-
 def _read(
-    archive: npz.Archive, sources: dict[str, Source], found: layout.Shapes
+    archive: Archive, sources: dict[str, Source], found: layout.Shapes
 ) -> tuple[dict[str, Any], list[Note]]:
     params: dict[str, Any] = {}
     converted, stacks = [], {}
@@ -165,17 +172,6 @@ def _read(
             converted.append(Note(ours, "one block's slice of a stack"))
         if array.shape != found[ours]:
             converted.append(Note(ours, f"{len(array.shape)} dimensions to {len(found[ours])}"))
-        dtype = archive.entries[source.array].dtype
-        if dtype != np.float32:
-            was = "bfloat16" if npz.is_bfloat16(dtype) else str(dtype)
-            converted.append(Note(ours, f"{was} to float32"))
+        converted += dtype_note(ours, archive.entries[source.array].dtype)
         set_in(params, ours, array.reshape(found[ours]))
     return params, converted
-
-
-def set_in(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Put `value` into a nested dict at a path with slashes."""
-    *parents, leaf = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[leaf] = value

@@ -27,8 +27,8 @@ class Names:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         rows = tuple(rows)
-        self._to_theirs = [(_pattern(row.ours), row.theirs) for row in rows]
-        self._to_ours = [(_pattern(t), row.ours) for row in rows for t in (row.theirs, *row.also)]
+        self._to_theirs = [(pattern(row.ours), row.theirs) for row in rows]
+        self._to_ours = [(pattern(t), row.ours) for row in rows for t in (row.theirs, *row.also)]
 
     def ours(self, theirs: str) -> str | None:
         """Our name of one of theirs, or None."""
@@ -40,14 +40,20 @@ class Names:
 
 
 def _translate(table: list[tuple[re.Pattern[str], str]], name: str) -> str | None:
-    for pattern, other in table:
-        match = pattern.fullmatch(name)
+    for regex, other in table:
+        match = regex.fullmatch(name)
         if match:
-            return other.format(**match.groupdict())
+            return fill(other, match)
     return None
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def fill(template: str, match: re.Match[str]) -> str:
+    """`template` with its placeholders as they were found."""
+    return template.format(**match.groupdict())
+
+
+def pattern(template: str) -> re.Pattern[str]:
+    """Matches the names that a template with placeholders stands for."""
     parts = re.split(r"\{(\w+)\}", template)
     literals, holes = parts[::2], parts[1::2]
     groups = [f"(?P<{hole}>{PLACEHOLDERS[hole]})" for hole in holes]

@@ -73,8 +73,14 @@ class Archive:
     @property
     def image_hw(self) -> tuple[int, int] | None:
         """(height, width) in pixels of the images the model was saved for, in files that `write` wrote."""
-        match = re.fullmatch(SIZE_COMMENT.format(r"(\d{1,6})", r"(\d{1,6})"), self._comment)
+        match = re.match(SIZE_COMMENT.format(r"(\d{1,6})", r"(\d{1,6})") + r"(?: |$)", self._comment)
         return (int(match[1]), int(match[2])) if match else None
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads, in torch layouts that `write` wrote: there no array tells them."""
+        match = re.search(r" heads=(\d{1,4})$", self._comment)
+        return int(match[1]) if match else None
 
     def _header(self, name: str, member: zipfile.ZipInfo, stream: IO[bytes]) -> Entry:
         try:
@@ -117,19 +123,23 @@ def is_number(dtype: np.dtype) -> bool:
 
 
 def is_bfloat16(dtype: np.dtype) -> bool:
-    """bfloat16 is saved by numpy, which does not know it, as void of two bytes."""
-    return dtype == np.dtype("V2")
+    """bfloat16, which numpy, as it does not know it, saves as void of two bytes."""
+    return dtype == np.dtype("V2") or dtype == np.dtype(ml_dtypes.bfloat16)
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int]) -> None:
+def write(
+    path: Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
+) -> None:
     """Write an npz beside `path`, then rename it: there is a whole file or none. Raises UserError.
 
-    The image size, which no array tells for sure, goes into the zip's comment, that other readers pass over.
+    The image size, which no array tells for sure, and the heads, where no array tells them, go into the zip's
+    comment, that other readers pass over.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.comment = SIZE_COMMENT.format(*image_hw).encode()
+            told = f" heads={heads}" if heads else ""
+            archive.comment = (SIZE_COMMENT.format(*image_hw) + told).encode()
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)

@@ -1,0 +1,196 @@
+"""The JSON files beside the weights in folders of transformers and timm: read, and written again.
+
+A folder tells what arrays cannot: GELU, epsilon, heads, image size, class names and preprocessing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vit_jax.config import Model, Preprocess
+from vit_jax.errors import UserError
+from vit_jax.fields import fail
+
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
+FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLE = {name: number for number, name in FILTERS.items()}
+
+
+class Told(NamedTuple):
+    """What a folder tells; None or empty where it does not."""
+
+    numerics: dict[str, Any]
+    heads: int | None = None
+    image_hw: tuple[int, int] | None = None
+    class_names: tuple[str, ...] = ()
+    preprocess: Preprocess | None = None
+
+
+def read(folder: Path) -> Told:
+    """What config.json and preprocessor_config.json of `folder` tell. Raises UserError for a broken one."""
+    tree = _json(folder / CONFIG)
+    if "pretrained_cfg" in tree or "architecture" in tree:
+        return _timm(tree)
+    names = _class_names(tree)
+    vision = tree.get("vision_config", tree)
+    act = vision.get("hidden_act")
+    if act is not None and act not in GELU:
+        fail(f"{folder / CONFIG}: hidden_act={act} is no activation of the models here: {', '.join(GELU)}")
+    numerics: dict[str, Any] = {"gelu": GELU[act]} if act in ("gelu", "gelu_new", "gelu_pytorch_tanh") else {}
+    if "layer_norm_eps" in vision:
+        numerics["norm_eps"] = float(vision["layer_norm_eps"])
+    size = vision.get("image_size")
+    hw = (size, size) if isinstance(size, int) else tuple(size) if size else None
+    path = folder / PREPROCESSOR
+    preprocess = _preprocess(_json(path), path) if path.exists() else None
+    return Told(numerics, vision.get("num_attention_heads"), hw, names, preprocess)
+
+
+def write(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any]) -> None:
+    """config.json and preprocessor_config.json of a transformers model. Raises UserError."""
+    _dump(folder / CONFIG, config)
+    _dump(folder / PREPROCESSOR, preprocessor)
+
+
+def config(variant: str, model: Model, names: tuple[str, ...]) -> dict[str, Any]:
+    """transformers' config of `model`. Raises UserError where it has no words for the model."""
+    side = model.image_hw[0]
+    if model.image_hw != (side, side):
+        fail(f"transformers' config has square images only, not {model.image_hw}: write a file, not a folder")
+    act = "gelu" if model.gelu == "exact" else "gelu_pytorch_tanh"
+    body: dict[str, Any] = {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "hidden_act": act,
+        "layer_norm_eps": model.norm_eps,
+        "image_size": side,
+        "patch_size": model.patch_size,
+        "num_channels": 3,
+    }
+    labels = names if len(names) == model.classes else [f"LABEL_{i}" for i in range(model.classes)]
+    head: dict[str, Any] = {"dtype": "float32"}
+    if model.classes:
+        head["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        head["label2id"] = {name: i for i, name in enumerate(labels)}
+    if variant.startswith("dinov2"):
+        kind = "dinov2_with_registers" if model.registers else "dinov2"
+        body |= _dinov2(model) | ({"num_register_tokens": model.registers} if model.registers else {})
+        stem = "Dinov2WithRegisters" if model.registers else "Dinov2"
+        return {"model_type": kind, "architectures": [f"{stem}Model"], **body, **head}
+    body["intermediate_size"] = model.mlp_width
+    if variant.startswith("siglip"):
+        body["vision_use_head"] = variant == "siglip"
+        if variant == "siglip":
+            return {"model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"], **body}
+        vision = {"model_type": "siglip_vision_model", **body}
+        kind = "SiglipForImageClassification"
+        return {"model_type": "siglip", "architectures": [kind], "vision_config": vision, **head}
+    stem, suffix = {"vit": ("ViT", ""), "deit": ("DeiT", "WithTeacher")}[variant]
+    kind = f"{stem}ForImageClassification{suffix}" if model.classes else f"{stem}Model"
+    body |= {"qkv_bias": True, "pooler_act": "tanh", "pooler_output_size": model.pre_logits or model.width}
+    return {"model_type": variant, "architectures": [kind], **body, **head}
+
+
+def preprocessor(cfg: Preprocess, image_hw: tuple[int, int]) -> dict[str, Any]:
+    """transformers' image processor: squash to size, or shortest edge and centre crop."""
+    h, w = image_hw
+    size = {"height": h, "width": w}
+    cropped = cfg.resize == "crop"
+    channels = lambda values: list(values) * (3 if len(values) == 1 else 1)
+    return {
+        "image_processor_type": "BitImageProcessor" if cropped else "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(min(h, w) / cfg.crop_fraction)} if cropped else size,
+        "do_center_crop": cropped,
+        **({"crop_size": size} if cropped else {}),
+        "resample": RESAMPLE[cfg.filter],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": channels(cfg.mean),
+        "image_std": channels(cfg.std),
+    }
+
+
+def _preprocess(tree: dict[str, Any], path: Path) -> Preprocess:
+    # What a file does not say is the default of transformers' ViTImageProcessor.
+    size = tree.get("size", {"height": 224, "width": 224})
+    resample = tree.get("resample", 2)
+    if resample not in FILTERS:
+        fail(f"{path}: resample={resample} is no filter here: use 2 (bilinear) or 3 (bicubic)")
+    short = size if isinstance(size, int) else size.get("shortest_edge") or size.get("height")
+    crop = tree.get("crop_size", short)
+    crop_px = crop if isinstance(crop, int) else crop.get("height", short)
+    cropped = bool(tree.get("do_center_crop")) or (isinstance(size, dict) and "shortest_edge" in size)
+    try:
+        return Preprocess(
+            resize="crop" if cropped else "squash",
+            crop_fraction=min(crop_px / short, 1.0) if cropped else 0.875,
+            filter=FILTERS[resample],  # type: ignore[arg-type]
+            mean=_few(tree.get("image_mean", [0.5])),
+            std=_few(tree.get("image_std", [0.5])),
+        )
+    except (UserError, TypeError) as error:
+        fail(f"{path}: {error}")
+
+
+def _few(values: list[float]) -> tuple[float, ...]:
+    return tuple(map(float, values[:1] if len(set(values)) == 1 else values))
+
+
+def _timm(tree: dict[str, Any]) -> Told:
+    cfg, arguments = tree.get("pretrained_cfg", {}), tree.get("model_args") or {}
+    numerics = {"gelu": "tanh"} if arguments.get("act_layer") == "gelu_tanh" else {}
+    size = cfg.get("input_size")
+    preprocess = Preprocess(
+        resize="squash" if cfg.get("crop_mode") == "squash" else "crop",
+        crop_fraction=float(cfg.get("crop_pct", 0.9)),
+        filter="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        mean=_few(cfg.get("mean", [0.5])),
+        std=_few(cfg.get("std", [0.5])),
+    )
+    names = tuple(tree.get("label_names") or ())
+    return Told(numerics, arguments.get("num_heads"), tuple(size[1:]) if size else None, names, preprocess)
+
+
+def _dinov2(model: Model) -> dict[str, Any]:
+    d, f = model.width, model.mlp_width
+    told: dict[str, Any] = {"use_mask_token": True}
+    if model.mlp == "gelu":
+        if f % d:
+            fail(
+                f"DINOv2's config has only whole ratios, not mlp_width/width={f}/{d}: choose another dialect"
+            )
+        return told | {"mlp_ratio": f // d, "use_swiglu_ffn": False}
+    ratio = next((r for r in range(1, 17) if (int(d * r * 2 / 3) + 7) // 8 * 8 == f), None)
+    if ratio is None:
+        fail(f"no ratio of DINOv2's config gives a SwiGLU of {f} for width {d}: choose another dialect")
+    return told | {"mlp_ratio": ratio, "use_swiglu_ffn": True}
+
+
+def _class_names(tree: dict[str, Any]) -> tuple[str, ...]:
+    labels = tree.get("id2label") or {}
+    names = tuple(str(labels.get(str(i), "")) for i in range(len(labels)))
+    known = all(names) and not all(n == f"LABEL_{i}" for i, n in enumerate(names))
+    return names if known else ()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text())
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}: give a folder of config.json and {WEIGHTS}")
+    except ValueError as error:
+        fail(f"{path} is not JSON ({error}): get the file again")
+    if not isinstance(tree, dict):
+        fail(f"{path} is not a JSON object: get the file again")
+    return tree
+
+
+def _dump(path: Path, tree: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(tree, indent=2) + "\n")
+    except OSError as error:
+        fail(f"{path} could not be written: {error.strerror}: choose a folder that has room")

@@ -1,0 +1,134 @@
+"""Files in the names of timm (ViT, DeiT, DeiT III, registers, LayerScale) and of DINOv2's own code.
+
+All of them compute with the exact GELU and an epsilon of 1e-6, and resize positions bicubically.
+"""
+
+import functools
+
+from vit_jax.config import Model, Preprocess
+from vit_jax.weights.dialect import Flat, TorchDialect, add_class_slot, merge_class_slot
+from vit_jax.weights.parts import Part, Shape, Table, conv, dense, fused, norm, out, project
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NUMERICS = {"gelu": "exact", "norm_eps": 1e-6}
+BLOCK = "blocks.{i}"
+
+
+def _gamma(n: int) -> Part:
+    # gamma_1 in the files of DeiT III's authors.
+    return Part(f"block_{{i}}/scale{n}/gamma", f"{BLOCK}.ls{n}.gamma", also=(f"{BLOCK}.gamma_{n}",))
+
+
+COMMON = (
+    Part("embed/class_token", "cls_token"),
+    Part("embed/positions", "pos_embed"),
+    *conv("embed/patch", "patch_embed.proj"),
+    *norm("block_{i}/norm1", f"{BLOCK}.norm1"),
+    *fused("block_{i}/attention", f"{BLOCK}.attn.qkv"),
+    *out("block_{i}/attention/out", f"{BLOCK}.attn.proj"),
+    _gamma(1),
+    *norm("block_{i}/norm2", f"{BLOCK}.norm2"),
+    _gamma(2),
+    *norm("norm", "norm"),
+    *dense("head", "head"),
+)
+GELU_MLP = (*dense("block_{i}/mlp/up", f"{BLOCK}.mlp.fc1"), *dense("block_{i}/mlp/down", f"{BLOCK}.mlp.fc2"))
+
+
+def _swiglu(packed: str, down: str) -> tuple[Part, ...]:
+    gate, up = dense("block_{i}/mlp/gate", packed, 0, 2), dense("block_{i}/mlp/up", packed, 1, 2)
+    return *gate, *up, *dense("block_{i}/mlp/down", down)
+
+
+TIMM_ONLY = (
+    Part("embed/distill_token", "dist_token"),
+    *dense("head_distill", "head_dist"),
+    Part("embed/registers", "reg_token"),
+    *norm("block_{i}/attention/query_norm", f"{BLOCK}.attn.q_norm"),
+    *norm("block_{i}/attention/key_norm", f"{BLOCK}.attn.k_norm"),
+    Part("pool/map/probe", "attn_pool.latent"),
+    *project("pool/map/attention/query", "attn_pool.q"),
+    *project("pool/map/attention/key", "attn_pool.kv", 0, 2),
+    *project("pool/map/attention/value", "attn_pool.kv", 1, 2),
+    *out("pool/map/attention/out", "attn_pool.proj"),
+    *norm("pool/map/norm", "attn_pool.norm"),
+    *dense("pool/map/mlp/up", "attn_pool.mlp.fc1"),
+    *dense("pool/map/mlp/down", "attn_pool.mlp.fc2"),
+)
+DINOV2_ONLY = (Part("embed/registers", "register_tokens"),)
+MASK = {r"(embeddings\.)?mask_token": "stands for masked patches, in pretraining only"}
+
+
+def _timm_preprocess(model: Model) -> Preprocess:
+    """DeiT, DeiT III and DINOv2, told by a distillation token or LayerScale, use ImageNet's statistics."""
+    own = bool(model.distill_token or model.layer_scale)
+    fraction = 1.0 if max(model.image_hw) > 224 else 0.9
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if own else ((0.5,), (0.5,))
+    return Preprocess(resize="crop", crop_fraction=fraction, filter="bicubic", mean=mean, std=std)
+
+
+# The short side to 256, then the middle 224, as the authors of DINOv2 evaluate.
+CROPPED = Preprocess(
+    resize="crop", crop_fraction=224 / 256, filter="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD
+)
+
+
+def _is_packed(packed: str, shapes: dict[str, Shape]) -> bool:
+    """Whether the first layer of the MLP is twice as wide as the second takes: SwiGLU's two in one."""
+    first, second = shapes.get(f"blocks.0.mlp.{packed}.weight"), shapes.get("blocks.0.mlp.fc2.weight")
+    return bool(first and second and len(second) == 2 and first[0] == 2 * second[1])
+
+
+def _pack_timm(params: Flat, model: Model) -> Flat:
+    # timm gives registers positions unless no prefix token has one.
+    return merge_class_slot(params, model) if model.registers else params
+
+
+_TIMM = TorchDialect(
+    name="timm",
+    variant="timm",
+    table=Table((*COMMON, *GELU_MLP, *TIMM_ONLY)),
+    ignored={},
+    numerics=NUMERICS,
+    posemb_method="bicubic_antialias",
+    preprocess=_timm_preprocess,
+    holds=lambda model: model.family == "vit" and model.mlp == "gelu",
+    fits=lambda shapes: not _is_packed("fc1", shapes),
+    pack=_pack_timm,
+)
+TIMM = (
+    _TIMM,
+    _TIMM._replace(
+        variant="timm with SwiGLU",
+        table=Table((*COMMON, *_swiglu(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"), *TIMM_ONLY)),
+        holds=lambda model: model.family == "vit" and model.mlp == "swiglu",
+        fits=functools.partial(_is_packed, "fc1"),
+    ),
+)
+_DINOV2 = TorchDialect(
+    name="dinov2",
+    variant="DINOv2",
+    table=Table((*(p for p in COMMON if not p.ours.startswith("head")), *GELU_MLP, *DINOV2_ONLY)),
+    ignored=MASK,
+    numerics=NUMERICS,
+    posemb_method="bicubic",
+    preprocess=lambda model: CROPPED,
+    holds=lambda model: bool(model.layer_scale) and model.mlp == "gelu",
+    fits=lambda shapes: True,
+    pack=add_class_slot,
+)
+DINOV2 = (
+    _DINOV2,
+    _DINOV2._replace(
+        variant="DINOv2 with SwiGLU",
+        table=Table(
+            (
+                *(p for p in COMMON if not p.ours.startswith("head")),
+                *_swiglu(f"{BLOCK}.mlp.w12", f"{BLOCK}.mlp.w3"),
+                *DINOV2_ONLY,
+            )
+        ),
+        holds=lambda model: bool(model.layer_scale) and model.mlp == "swiglu",
+        fits=lambda shapes: "blocks.0.mlp.w12.weight" in shapes,
+    ),
+)
