@@ -48,7 +48,7 @@ def read(
     if not Path(ref).is_dir():
         adapted = {"image_size": image_size, "classes": classes, "posemb_method": posemb_method}
         return read_file(ref, **adapted, keep_pre_logits=keep_pre_logits), None
-    weights, cfg = _read_step(_step_dir(Path(ref)))
+    weights, cfg = _read_step(step_dir(Path(ref)))
     if classes is not None and classes != weights.model.classes:
         weights = adapt.reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
     if image_size is not None:
@@ -83,7 +83,8 @@ def read_for(model: Model, ref: str, *, channels: int, posemb_method: str) -> We
     return weights._replace(model=model)
 
 
-def _step_dir(ref: Path) -> Path:
+def step_dir(ref: Path) -> Path:
+    """The step that a run directory stands for: its best, else its newest. Raises UserError."""
     if (ref / checkpoint.PARAMS).is_dir():
         return ref
     for folder in (ref / "best", ref / "checkpoints", ref):
