@@ -1,17 +1,25 @@
 """Train or fine-tune: flags -> config -> run."""
 
+import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from vit_jax import config, fields
 from vit_jax.cli.common import make_parser, run_command
+from vit_jax.errors import UserError
+from vit_jax.training import grid
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
 EXAMPLES = """examples:
   python train.py --config configs/quickstart.py --workdir runs/quickstart
   python train.py --config configs/vit_b16.py --workdir runs/b16 --config.optim.lr=3e-4
   python train.py --config configs/vit_b16.py:finetune --workdir runs/c10 --config.data.name=cifar10
+  python train.py --config configs/vit_l16.py --plan
+  python train.py --config configs/quickstart.py --workdir runs/sweep --sweep config.optim.lr=1e-3,3e-3
+  python train.py --rerun runs/quickstart --workdir runs/again
 
 the same command again continues a run that was stopped.
 
@@ -20,30 +28,87 @@ fields of a config:
 
 
 def main() -> int:
-    """Parse the command line and train. Returns the exit code: 128 + n after signal n."""
+    """Parse the command line and do what it says. Returns the exit code: 128 + n after signal n."""
     parser = make_parser(__doc__, EXAMPLES + fields.describe(config.Config))
-    parser.add_argument("--config", required=True, help="FILE[:ARG], a Python config file")
-    parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder of the run, continued if it exists"
-    )
+    _add_arguments(parser)
+    args, rest = parser.parse_known_args()
+    if args.workdir is None and not args.plan:
+        raise UserError("--workdir is missing: the folder of the run, continued if it exists")
+    workdir = cast(Path, args.workdir)
+    points = grid.points(args.sweep)
+    configs = [_config(args, [*rest, *point.arguments]) for point in points]
+
+    import jax  # after parsing: --help stays quick
+
+    from vit_jax.training import distributed, loop, sweep
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    distributed.join(_address(args))
+    if args.plan:
+        return _plan(configs[0], args)
+    if args.sweep:
+        ended_by = sweep.run(list(zip(points, configs, strict=True)), workdir, index=args.sweep_index)
+    else:
+        ended_by = loop.run(configs[0], workdir, accept_change=args.config_change == "accept").signal
+    return 128 + ended_by if ended_by else 0
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="FILE[:ARG], a Python config file")
+    parser.add_argument("--rerun", metavar="RUN", help="instead of --config: that of this run, or step of it")
+    parser.add_argument("--workdir", type=Path, help="folder of the run, continued if it exists")
     parser.add_argument(
         "--config_change",
         choices=("refuse", "accept"),
         default="refuse",
         help="what to do if the workdir was made by another config (default: refuse)",
     )
-    args, rest = parser.parse_known_args()
-    cfg = config.from_command_line(args.config, rest)
+    planning = parser.add_argument_group("before training")
+    planning.add_argument("--plan", action="store_true", help="say what the run would be and need, and stop")
+    planning.add_argument("--device_memory_gib", type=float, help="memory of a device, if it does not say")
+    planning.add_argument("--json", action="store_true", help="with --plan: one JSON object")
+    many = parser.add_argument_group("many runs", "each in a folder of its own under --workdir")
+    many.add_argument(
+        "--sweep", action="append", default=[], help="config.field=value,value or a file of such lines"
+    )
+    many.add_argument("--sweep_index", type=int, help="only this run of the grid, from 0: for array jobs")
+    several = parser.add_argument_group("several processes", "TPU pods, srun and mpirun need none of these")
+    several.add_argument("--coordinator", help="HOST:PORT of process 0")
+    several.add_argument("--process_id", type=int, help="which process this is, from 0")
+    several.add_argument("--processes", type=int, help="how many there are")
 
-    import jax  # after parsing: --help stays quick
 
-    from vit_jax.training import loop
+def _config(args: argparse.Namespace, overrides: list[str]) -> config.Config:
+    """The config of --config or --rerun with the overrides applied. Raises UserError."""
+    if (args.config is None) == (args.rerun is None):
+        raise UserError("one of --config FILE and --rerun RUN is needed: try --config configs/quickstart.py")
+    if args.config:
+        return config.from_command_line(args.config, overrides)
+    from vit_jax.training import rerun
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    outcome = loop.run(cfg, args.workdir, accept_change=args.config_change == "accept")
-    return 128 + outcome.signal if outcome.signal else 0
+    return config.apply(rerun.read_config(args.rerun), overrides)
+
+
+def _plan(cfg: config.Config, args: argparse.Namespace) -> int:
+    from vit_jax.data import sources
+    from vit_jax.training import plan
+    from vit_jax.training.job import Splits
+
+    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None
+    told = plan.make(cfg, data, limit_bytes=limit)
+    print(json.dumps(told._asdict()) if args.json else plan.show(told))
+    return 0
+
+
+def _address(args: argparse.Namespace) -> Any:
+    """(coordinator, process id, processes) if told. Raises UserError if told in part."""
+    told = (args.coordinator, args.process_id, args.processes)
+    if told.count(None) not in (0, 3):
+        raise UserError("--coordinator, --process_id and --processes go together: give all three or none")
+    return None if None in told else told
 
 
 if __name__ == "__main__":

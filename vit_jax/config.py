@@ -291,15 +291,21 @@ class Train:
     checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved")
     keep: int = field(2, "newest checkpoints kept; the best is kept apart")
     log_every: int = field(50, "steps between log lines and metrics")
+    max_skipped: int = field(
+        0, "steps with a loss or gradients that are not finite to skip before the run stops"
+    )
+    spike: float = field(0.0, "also skip steps whose loss is above this many times the usual; 0: none")
     micro_batches: int = field(1, "parts that a batch is cut into, one after another, to save memory")
 
     def __post_init__(self) -> None:
         if bool(self.steps) == bool(self.epochs):
             fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
-        for name in ("steps", "epochs", "eval_batch_size", "eval_every"):
+        for name in ("steps", "epochs", "eval_batch_size", "eval_every", "max_skipped"):
             at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("batch_size", "checkpoint_every", "keep", "log_every", "micro_batches"):
             at_least(f"train.{name}", getattr(self, name), 1)
+        if self.spike and self.spike <= 1:
+            fail(f"train.spike={self.spike} must be above 1, or 0 for no guard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -356,7 +362,15 @@ def load_file(reference: str) -> ConfigDict:
 
 def from_command_line(reference: str, arguments: list[str]) -> Config:
     """The config of a file with `--config.section.field=value` arguments applied. Raises UserError."""
-    tree = load_file(reference)
+    return _apply(load_file(reference), arguments)
+
+
+def apply(cfg: Config, arguments: list[str]) -> Config:
+    """`cfg` with `--config.section.field=value` arguments applied. Raises UserError."""
+    return _apply(ConfigDict(to_dict(cfg), type_safe=False), arguments)
+
+
+def _apply(tree: ConfigDict, arguments: list[str]) -> Config:
     for argument in arguments:
         prefix, dot, assignment = argument.partition(".")
         if prefix != "--config" or not dot:

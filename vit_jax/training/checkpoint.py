@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vit_jax.errors import UserError
@@ -72,10 +73,13 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         # Out of the numbered steps, so that the step can be saved again; kept, for whoever wants to look.
-        target = self.directory.parent / "unsound" / f"{self.directory.name}-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        (self.directory / str(step)).rename(target)
+        if jax.process_index() == 0:
+            target = self.directory.parent / "unsound" / f"{self.directory.name}-{step}"
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
         self._orbax.reload()
 
 
@@ -123,6 +127,7 @@ def _digests(tree: Any) -> Any:
 
 
 def _digest_leaf(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).reshape(-1)
     odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1  # odd weights: no single change is multiplied to 0

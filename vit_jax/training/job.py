@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.config import Config, Spec, preprocess_of
 from vit_jax.data.sources import Source
@@ -30,7 +31,7 @@ class Splits(NamedTuple):
 class Job(NamedTuple):
     """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next.
 
-    `abstract` has its shapes and layout.
+    `abstract` has its shapes and layout. A step also tells, as a number above 0, that the run must stop.
     """
 
     cfg: Config
@@ -42,7 +43,8 @@ class Job(NamedTuple):
     abstract: State
     init: Callable[[], State]
     adopt: Callable[[Any], State]
-    step: Callable[[State, Any], State]
+    step: Callable[[State, Any], tuple[State, jax.Array]]
+    lower: Callable[[State, Any], jax.stages.Lowered]
     evaluate: Evaluator
 
 
@@ -63,6 +65,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     shapes = jax.eval_shape(init)
     tables.check(cfg.optim, shapes.params)
     layout = meshes.shardings(shapes, mesh)
+    step, lower = _step(cfg, spec, model, optimizer, layout)
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return Job(
         cfg=cfg,
@@ -74,14 +77,15 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
         abstract=jax.tree.map(place, shapes, layout),
         init=jax.jit(init, out_shardings=layout),
         adopt=jax.jit(begin, out_shardings=layout),
-        step=_step(cfg, spec, model, optimizer, layout),
+        step=step,
+        lower=lower,
         evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )
 
 
 def _step(
     cfg: Config, spec: Spec, model: nn.Module, optimizer: optax.GradientTransformation, layout: Any
-) -> Callable[[State, Any], State]:
+) -> tuple[Callable[..., tuple[State, jax.Array]], Callable[..., jax.stages.Lowered]]:
     teacher, teacher_params = _teacher(cfg, spec)
     step = functools.partial(
         train_step,
@@ -95,15 +99,20 @@ def _step(
         sam_rho=cfg.optim.sam_rho,
         ema=cfg.optim.ema,
         teacher=teacher,
+        max_skipped=cfg.train.max_skipped,
+        spike=cfg.train.spike,
     )
     mesh = jax.tree.leaves(layout)[0].mesh
     teacher_params = jax.device_put(teacher_params, meshes.shardings(teacher_params, mesh))
-    compiled = jax.jit(
-        lambda state, batch, taught_by: step(state, batch, teacher_params=taught_by),
-        donate_argnums=0,
-        out_shardings=layout,
-    )
-    return lambda state, batch: compiled(state, batch, teacher_params)
+
+    def step_and_tell(state: State, batch: Any, taught_by: Any) -> tuple[State, jax.Array]:
+        state = step(state, batch, teacher_params=taught_by)
+        return state, state.guard.halted.astype(jnp.float32)  # an array of its own: the state is donated next
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    compiled = jax.jit(step_and_tell, donate_argnums=0, out_shardings=(layout, everywhere))
+    run = lambda state, batch: compiled(state, batch, teacher_params)
+    return run, lambda state, batch: compiled.lower(state, batch, teacher_params)
 
 
 def _teacher(cfg: Config, spec: Spec) -> tuple[Teacher | None, Any]:

@@ -3,12 +3,9 @@
 import dataclasses
 import json
 import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +14,11 @@ from vit_jax.config import Config, differences, parse, to_dict
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.training import diagnose, distributed, start
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes
-from vit_jax.training import provenance, refs
-from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.checkpoint import Checkpoints, steps_in
+from vit_jax.training.clock import Clock
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.job import Job, Splits
 from vit_jax.training.report import Reporter
@@ -51,12 +49,15 @@ def run(cfg: Config, workdir: Path, *, data: Splits | None = None, accept_change
         claim(workdir, cfg, accept_change=accept_change)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=cfg.train.keep)
         best = Checkpoints(workdir / "best", keep=1)
-        state, metrics = _restore(checkpoints, job) or _begin(job, checkpoints.notices)
+        state, metrics = start.begin(checkpoints, job)
         with Reporter(workdir, step=int(state.step), steps=job.steps, active=primary) as report:
             loop = _Loop(job, checkpoints, best, report)
             loop.introduce(int(state.step))
-            with _signals() as stop:
-                outcome = loop.train(state, metrics, stop)
+            with distributed.stop_signals() as stop:
+                try:
+                    outcome = loop.train(state, metrics, stop)
+                except jax.errors.JaxRuntimeError as e:
+                    raise _explained(e, cfg) from e
             checkpoints.close()
             best.close()
             report.curves()
@@ -102,18 +103,25 @@ class _Loop:
         epochs = job.steps * train.batch_size / job.data.train.size
         say(f"run: {begins}, ends at step {job.steps} ({epochs:.1f} epochs of batches of {train.batch_size})")
 
-    def train(self, state: State, metrics: dict[str, float], stop: list[int]) -> Outcome:
+    def train(self, state: State, metrics: dict[str, float], stop: Callable[[int], int | None]) -> Outcome:
         """Steps until the end or a signal; saves before it returns."""
         job, cfg = self.job, self.job.cfg.train
         step = saved = int(state.step)
-        stream = self._batches(step)
-        clock = _Clock(step)
-        while step < job.steps and not stop:
+        stream = loader.iterate(self._batches(), job.cfg.data, start=step)
+        clock = Clock(step)
+        before = stopped = None
+        while step < job.steps and not (stopped := stop(step)):
             with clock.waiting():
                 batch = next(stream)
-            state = job.step(state, meshes.to_devices(batch, cfg.batch_size, job.mesh))
+            state, halted = job.step(state, meshes.to_devices(batch, cfg.batch_size, job.mesh))
+            # Of the step before, so that the devices never wait for the host.
+            if before is not None and before > 0:
+                self._halt(state, metrics)
+            before = halted
             step += 1
             last = step == job.steps
+            if self._due(step) and halted > 0:
+                self._halt(state, metrics)
             if last or step % cfg.log_every == 0:
                 self._log(state, step, clock)
             if last or (cfg.eval_every and step % cfg.eval_every == 0):
@@ -123,22 +131,49 @@ class _Loop:
             if last or step % cfg.checkpoint_every == 0:
                 self._save(state, step, metrics)
                 saved = step
+        if before is not None and before > 0:
+            self._halt(state, metrics)
         if saved < step:
             self._save(state, step, metrics)
-        return Outcome(step, metrics, stop[0] if step < job.steps else None)
+        return Outcome(step, metrics, stopped)
 
-    def _batches(self, step: int) -> Iterator[loader.Batch]:
+    def _due(self, step: int) -> bool:
+        """Whether anything is told or kept of a step."""
+        cfg = self.job.cfg.train
+        often = (cfg.log_every, cfg.checkpoint_every, cfg.eval_every)
+        return step == self.job.steps or any(n and step % n == 0 for n in often)
+
+    def _halt(self, state: State, metrics: dict[str, float]) -> NoReturn:
+        """Save the state, which is that before the bad step, and raise UserError with its story."""
+        job, step, size = self.job, int(state.step), self.job.cfg.train.batch_size
+        state = state._replace(guard=jax.tree.map(jnp.zeros_like, state.guard))
+        if step not in steps_in(self.checkpoints.directory):
+            self._save(state, step, metrics)
+        batch = meshes.to_devices(self._batches()[step], size, job.mesh)
+        ids = diagnose.example_ids(step, batch_size=size, seed=job.cfg.seed, size=job.data.train.size)
+        where = diagnose.explain(build.build(job.spec.model), state.params, batch, job.spec.preprocess)
+        self.report.say(f"examples of the batch of step {step}: {ids}")
+        self.checkpoints.close()
+        raise UserError(
+            f"step {step} is not finite, or its loss is a spike: {where}; examples {ids[:4]} and more, "
+            "all in log.txt; the state before it is saved: lower optim.lr, set optim.clip_norm, or "
+            "train.max_skipped to go on without it"
+        )
+
+    def _batches(self) -> loader.TrainBatches:
         job, size = self.job, self.job.cfg.train.batch_size
         rows = meshes.host_rows(size, job.mesh)
         image_hw, seed = job.spec.model.image_hw, job.cfg.seed
-        batches = loader.TrainBatches(job.data.train, job.cfg.data, image_hw, size, seed, job.steps, rows)
-        return loader.iterate(batches, job.cfg.data, start=step)
+        return loader.TrainBatches(job.data.train, job.cfg.data, image_hw, size, seed, job.steps, rows)
 
-    def _log(self, state: State, step: int, clock: "_Clock") -> None:
+    def _log(self, state: State, step: int, clock: Clock) -> None:
         loss, top1, _, weight = map(float, jax.device_get(state.window))
         rates = clock.read(step, self.job.cfg.train.batch_size)
         lr = float(jnp.asarray(self.job.schedule(step - 1)))
+        skipped = int(state.guard.skipped)
+        weight = max(weight, 1.0)  # of skipped steps alone there is nothing to tell
         values = {"train/loss": loss / weight, "train/top1": top1 / weight, "train/lr": lr, **rates}
+        values |= {"train/skipped": skipped} if skipped else {}
         self.report.record(step, values)
         text = f"loss {loss / weight:.4f}  accuracy {top1 / weight:.2%}"
         speed = f"{rates['train/images_per_s']:,.0f} images/s"
@@ -157,7 +192,7 @@ class _Loop:
         self.report.curves()
         known = self.best.newest_record()
         if known is None or best_metrics["top1"] > known["metrics"]["top1"]:
-            self.best.save(step, _record(self.job, best_metrics), params=best_params)
+            self.best.save(step, start.record(self.job, best_metrics), params=best_params)
         return best_metrics
 
     def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
@@ -168,70 +203,21 @@ class _Loop:
         return metrics, params
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
-        self.checkpoints.save(step, _record(self.job, metrics), params=state.params, rest=_rest(state))
-
-
-class _Clock:
-    """Images a second, and the share of the time that was spent waiting for data."""
-
-    def __init__(self, step: int) -> None:
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def read(self, step: int, batch_size: int) -> dict[str, float]:
-        """Rates since the last reading."""
-        seconds = time.perf_counter() - self._start
-        images = (step - self._step) * batch_size
-        rates = {"train/images_per_s": images / seconds, "train/data_wait": self._waited / seconds}
-        self.restart(step)
-        return rates
-
-
-def _begin(job: Job, notices: list[str]) -> tuple[State, dict[str, float]]:
-    """The state before the first step: fresh, or from the weights that the config names."""
-    cfg, spec = job.cfg, job.spec
-    if not cfg.init:
-        return job.init(), {}
-    weights = refs.read_for(
-        spec.model, cfg.init, channels=spec.preprocess.channels, posemb_method=cfg.init_posemb
-    )
-    notices.append(str(weights.report))
-    if (weights.preprocess.mean, weights.preprocess.std) != (spec.preprocess.mean, spec.preprocess.std):
-        notices.append(
-            f"note: init was trained with mean {weights.preprocess.mean}, std {weights.preprocess.std}"
+        self.checkpoints.save(
+            step, start.record(self.job, metrics), params=state.params, rest=start.rest(state)
         )
-    return job.adopt(weights.params), {}
 
 
-def _restore(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]] | None:
-    like = job.abstract
-    found = checkpoints.restore(params=like.params, rest=_rest(like))
-    if found is None:
-        return None
-    record, trees = found
-    step = jax.device_put(jnp.int32(record["step"]), like.step.sharding)
-    return State(**({"step": step, "params": trees["params"], "ema": None} | trees["rest"])), record[
-        "metrics"
-    ]
-
-
-def _rest(state: State) -> dict[str, Any]:
-    """What a checkpoint holds of the state beside parameters and step."""
-    rest = {"opt_state": state.opt_state, "window": state.window}
-    return rest if state.ema is None else rest | {"ema": state.ema}
-
-
-def _record(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
-    own = {"config": to_dict(job.cfg), "spec": to_dict(job.spec), "steps": job.steps, "metrics": metrics}
-    return own | provenance.collect()
+def _explained(e: Exception, cfg: Config) -> Exception:
+    """`e`, or a UserError with the knobs that help, if the devices' memory did not suffice."""
+    if "RESOURCE_EXHAUSTED" not in str(e) and "out of memory" not in str(e).lower():
+        return e
+    more = f"train.micro_batches={cfg.train.micro_batches * 2}"
+    return UserError(
+        f"out of device memory with train.batch_size={cfg.train.batch_size}, model.remat={cfg.model.remat}, "
+        f"fsdp={cfg.fsdp}: use {more}, model.remat=full, a larger fsdp or a smaller batch; "
+        "--plan tells which of them fits"
+    )
 
 
 def _conclusion(workdir: Path, outcome: Outcome) -> str:
@@ -245,22 +231,3 @@ def _conclusion(workdir: Path, outcome: Outcome) -> str:
             f"use it: python -m vit_jax.cli.predict {workdir} IMAGE",
         )
     )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that holds SIGTERM or SIGINT once it came; a second one acts as usual."""
-    caught: list[int] = []
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -53,7 +53,7 @@ def read(
         adapted = {"image_size": image_size, "classes": classes, "posemb_method": posemb_method}
         told = {"heads": heads, "headless": headless}
         return read_file(ref, **adapted, **told, keep_pre_logits=keep_pre_logits), None
-    weights, cfg = _read_step(_step_dir(Path(ref)))
+    weights, cfg = _read_step(step_dir(Path(ref)))
     if classes is not None and classes != weights.model.classes:
         weights = adapt.reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
     if image_size is not None:
@@ -88,7 +88,8 @@ def read_for(model: Model, ref: str, *, channels: int, posemb_method: str) -> We
     return weights._replace(model=model)
 
 
-def _step_dir(ref: Path) -> Path:
+def step_dir(ref: Path) -> Path:
+    """The step that a run directory stands for: its best, else its newest. Raises UserError."""
     if (ref / checkpoint.PARAMS).is_dir():
         return ref
     for folder in (ref / "best", ref / "checkpoints", ref):

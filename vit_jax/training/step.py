@@ -17,6 +17,8 @@ from vit_jax.training.losses import in_top
 from vit_jax.training.optim import follow
 
 DROPOUT, MIX = 0, 1  # streams of random numbers that never meet
+USUAL_DECAY = 0.98  # of the usual loss: a mean over about 50 steps
+SPIKE_AFTER = 50  # steps until a loss can be told from the usual one
 
 
 class Sums(NamedTuple):
@@ -28,6 +30,14 @@ class Sums(NamedTuple):
     weight: jax.Array
 
 
+class Guard(NamedTuple):
+    """Steps skipped so far, int32; the usual loss, a float32 running mean; whether the run must stop."""
+
+    skipped: jax.Array
+    usual: jax.Array
+    halted: jax.Array
+
+
 class State(NamedTuple):
     """All that a step changes. `window` sums the metrics since the last log line, so that a restored run
     logs the same numbers. `ema` is the running mean of the parameters, or None."""
@@ -36,6 +46,7 @@ class State(NamedTuple):
     params: Any
     opt_state: Any
     window: Sums
+    guard: Guard
     ema: Any
 
 
@@ -57,7 +68,7 @@ class Examples(NamedTuple):
 def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False) -> State:
     """The state before the first step; the running mean starts at the parameters."""
     mean = jax.tree.map(jnp.copy, params) if ema else None  # a copy: both are donated
-    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums(), mean)
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums(), open_guard(), mean)
 
 
 def train_step(
@@ -75,10 +86,14 @@ def train_step(
     ema: float = 0.0,
     teacher: Teacher | None = None,
     teacher_params: Any = None,
+    max_skipped: int = 0,
+    spike: float = 0.0,
 ) -> State:
     """One update. `batch` has uint8 `image` [b, h, w, c], int32 `label` [b], float32 `weight` [b].
 
     Dropout and mixing are drawn from `(seed, step)`: the step may be repeated anywhere with the same result.
+    A step that is not sound changes nothing but the count of skipped ones; the one after `max_skipped` of
+    them halts: the state stays as it was before that step, whatever comes after.
     """
     cfg = loss or Loss()
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -105,9 +120,33 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     begins = state.step % log_every == 0
-    window = jax.tree.map(lambda old, new: jnp.where(begins, 0.0, old) + new, state.window, sums)
+    state = state._replace(window=jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.window))
+    window = jax.tree.map(jnp.add, state.window, sums)
     mean = follow(state.ema, params, ema) if ema else None
-    return State(state.step + 1, params, opt_state, window, mean)
+    sound = jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.norm(updates))
+    value = sums.loss / total
+    if spike:
+        sound &= (state.step < SPIKE_AFTER) | (value <= spike * state.guard.usual)
+    usual = jnp.where(state.step == 0, value, follow(state.guard.usual, value, USUAL_DECAY))
+    stepped = State(state.step + 1, params, opt_state, window, state.guard._replace(usual=usual), mean)
+    return _guarded(state, stepped, sound, max_skipped)
+
+
+def _guarded(state: State, stepped: State, sound: jax.Array, max_skipped: int) -> State:
+    """`stepped` if the step was sound, else `state` one step later, or halted."""
+    guard = state.guard
+    halted = guard.halted | (~sound & (guard.skipped >= max_skipped))
+    kept = state._replace(
+        step=jnp.where(halted, state.step, state.step + 1),
+        guard=Guard(jnp.where(halted, guard.skipped, guard.skipped + 1), guard.usual, halted),
+    )
+    take = sound & ~halted
+    return jax.tree.map(lambda new, old: jnp.where(take, new, old), stepped, kept)
+
+
+def open_guard() -> Guard:
+    """Nothing skipped, no usual loss yet."""
+    return Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
 
 
 def prepare(batch: Any, classes: int, *, key: jax.Array, cfg: Loss) -> Examples:

@@ -1,0 +1,126 @@
+"""What is told before training, many runs at once, and a run from its checkpoint alone."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from test_run import ROOT, tiny
+
+from vit_jax import config
+from vit_jax.data import sources
+from vit_jax.errors import UserError
+from vit_jax.training import checkpoint, grid, loop, plan, rerun, sweep
+from vit_jax.training.job import Splits
+
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    cfg = tiny().data
+    return Splits(*(sources.open_split(cfg, train=train) for train in (True, False)))
+
+
+def test_a_plan_foretells_the_run(digits):
+    cfg = config.apply(
+        tiny(), [f"--config.{x}" for x in ("fsdp=8", "model.width=128", "optim.frozen=^embed")]
+    )
+    told = plan.make(cfg, digits, limit_bytes=1)
+    assert (told.steps, told.batch_per_device) == (60, 4)
+    assert told.epochs == pytest.approx(60 * 32 / 1438)
+    assert "8 x cpu" in told.devices
+    assert told.trained_parameters < told.parameters
+    assert told.sharding["block_0/mlp/up/kernel"] == "(128, 32) to (16, 32) on each of 8"
+    # Products of a forward pass, by hand: patches, two blocks on five tokens, the head; the rest is small.
+    d, f, n = 128, 32, 5
+    products = 4 * 16 * d + 2 * (n * (4 * d * d + 2 * d * f) + 2 * n * n * d) + 10 * d
+    assert told.flops_per_image == pytest.approx(3 * 2 * products, rel=0.1)
+    assert told.fits is False
+    changes = [r["change"] for r in told.remedies]
+    assert "--config.train.micro_batches=2" in changes
+    assert "--config.model.remat=full" in changes
+    assert not any(r["fits"] for r in told.remedies)
+    assert "does not fit" in plan.show(told)
+    assert json.loads(json.dumps(told._asdict()))["steps"] == 60
+
+
+def test_a_sweep_is_a_grid_of_fields(tmp_path):
+    (tmp_path / "grid.txt").write_text("config.seed=0,1\n\n")
+    points = grid.points(["config.optim.lr=1e-3,3e-3", str(tmp_path / "grid.txt")])
+    assert [p.name for p in points] == [
+        "000_lr=1e-3_seed=0",
+        "001_lr=1e-3_seed=1",
+        "002_lr=3e-3_seed=0",
+        "003_lr=3e-3_seed=1",
+    ]
+    assert points[3].arguments == ("--config.optim.lr=3e-3", "--config.seed=1")
+    assert [p.arguments for p in grid.points([])] == [()]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["nothing.txt"], "neither config.field=value,value nor a file"),
+        (["optim.lr=1"], "write config.field=value,value"),
+        (["config.seed=1", "config.seed=2"], "names a field twice"),
+    ],
+)
+def test_a_sweep_that_is_none_is_refused(texts, message):
+    with pytest.raises(UserError, match=message):
+        grid.points(texts)
+
+
+def test_a_sweep_trains_ranks_and_skips_what_is_finished(tmp_path, capsys):
+    cfg = tiny(steps=6, eval_every=0)
+    points = [(p, config.apply(cfg, list(p.arguments))) for p in grid.points(["config.optim.lr=1e-2,1e9"])]
+    with pytest.raises(UserError, match="sweep_index=2 is not one of the 2 runs"):
+        sweep.run(points, tmp_path, index=2)
+    assert sweep.run(points, tmp_path, index=0) is None
+    with (tmp_path / "sweep.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [row["state"] for row in rows] == ["finished", "not begun"]
+    sweep.run(points, tmp_path)
+    assert "000_lr=1e-2: finished before" in capsys.readouterr().out
+    table = (tmp_path / "sweep.md").read_text().splitlines()
+    assert len(table) == 4
+    assert (tmp_path / "sweep.png").exists()
+
+
+def test_runs_are_ranked_by_hits_then_loss():
+    row = lambda top1, loss: {"top1": top1, "loss": loss}
+    rows = [row(math.nan, math.nan), row(0.5, 2.0), row(0.5, 1.0), row(0.9, 3.0)]
+    assert [r["loss"] for r in sweep.ranked(rows)[:3]] == [3.0, 1.0, 2.0]
+
+
+def test_a_run_repeats_from_its_checkpoint_alone(tmp_path):
+    loop.run(tiny(steps=6, eval_every=0), tmp_path / "first")
+    again = rerun.read_config(str(tmp_path / "first"))
+    assert again == tiny(steps=6, eval_every=0)
+    record = checkpoint.read_record(tmp_path / "first" / "checkpoints" / "6")
+    assert {"argv", "commit", "diff", "versions", "devices"} <= set(record)
+    assert len(record["devices"]) == len(jax.devices())
+    loop.run(again, tmp_path / "second")
+    digests = checkpoint.read_record(tmp_path / "second" / "checkpoints" / "6")["digests"]
+    assert digests == record["digests"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/quickstart.py"], "--workdir is missing"),
+        (["--workdir", "x"], "one of --config FILE and --rerun RUN is needed"),
+        (["--workdir", "x", "--rerun", "nowhere"], "nowhere is neither a run directory"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(arguments, message):
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "train.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,55 @@
+"""The state that a run begins with: restored, from other weights, or fresh; and what of it is kept."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config import to_dict
+from vit_jax.training import provenance, refs
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.job import Job
+from vit_jax.training.step import State
+
+
+def begin(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]]:
+    """(state, metrics of the last evaluation) to go on from. Raises UserError for weights that do not fit."""
+    return _restore(checkpoints, job) or _fresh(job, checkpoints.notices)
+
+
+def rest(state: State) -> dict[str, Any]:
+    """What a checkpoint holds of the state beside parameters and step."""
+    kept = {"opt_state": state.opt_state, "window": state.window, "guard": state.guard}
+    return kept if state.ema is None else kept | {"ema": state.ema}
+
+
+def record(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
+    """What a checkpoint tells of the run that it is from."""
+    own = {"config": to_dict(job.cfg), "spec": to_dict(job.spec), "steps": job.steps, "metrics": metrics}
+    return own | provenance.collect()
+
+
+def _fresh(job: Job, notices: list[str]) -> tuple[State, dict[str, float]]:
+    cfg, spec = job.cfg, job.spec
+    if not cfg.init:
+        return job.init(), {}
+    weights = refs.read_for(
+        spec.model, cfg.init, channels=spec.preprocess.channels, posemb_method=cfg.init_posemb
+    )
+    notices.append(str(weights.report))
+    if (weights.preprocess.mean, weights.preprocess.std) != (spec.preprocess.mean, spec.preprocess.std):
+        notices.append(
+            f"note: init was trained with mean {weights.preprocess.mean}, std {weights.preprocess.std}"
+        )
+    return job.adopt(weights.params), {}
+
+
+def _restore(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]] | None:
+    like = job.abstract
+    found = checkpoints.restore(params=like.params, rest=rest(like))
+    if found is None:
+        return None
+    told, trees = found
+    step = jax.device_put(jnp.int32(told["step"]), like.step.sharding)
+    state = State(**({"step": step, "params": trees["params"], "ema": None} | trees["rest"]))
+    return state, told["metrics"]
