@@ -158,7 +158,7 @@ def test_what_a_dialect_cannot_hold_is_refused(name, dialect, message, tmp_path)
 def test_a_folder_tells_names_preprocessing_and_is_written_again(tmp_path):
     model, params, _ = case("hf_vit_tanh")
     names = tuple(f"class {i}" for i in range(model.classes))
-    wanted = Preprocess(resize="crop", crop_fraction=32 / 36, filter="bicubic", mean=(0.1, 0.2, 0.3))
+    wanted = Preprocess(resize="crop", crop_fraction=32 / 36, filter="pil_bicubic", mean=(0.1, 0.2, 0.3))
     write(tmp_path / "hf", params, model, dialect="huggingface", preprocess=wanted, class_names=names)
     weights = read(tmp_path / "hf")
     assert weights.class_names == names
@@ -180,7 +180,7 @@ def test_a_timm_folder_tells_heads_and_preprocessing(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tree))
     preprocess = read(tmp_path).preprocess
     assert preprocess.mean == (0.1, 0.2, 0.3)
-    assert (preprocess.filter, preprocess.crop_fraction) == ("bilinear", 1.0)
+    assert (preprocess.filter, preprocess.crop_fraction) == ("pil_bilinear", 1.0)
 
 
 def test_positions_are_resized_as_the_family_does(tmp_path):

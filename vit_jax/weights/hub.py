@@ -13,8 +13,8 @@ from vit_jax.fields import fail
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
-FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-RESAMPLE = {name: number for number, name in FILTERS.items()}
+FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
+RESAMPLE = {"pil_bilinear": 2, "tf_bilinear": 2, "pil_bicubic": 3}
 
 
 class Told(NamedTuple):
@@ -147,7 +147,7 @@ def _timm(tree: dict[str, Any]) -> Told:
     preprocess = Preprocess(
         resize="squash" if cfg.get("crop_mode") == "squash" else "crop",
         crop_fraction=float(cfg.get("crop_pct", 0.9)),
-        filter="bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic",
+        filter="pil_bilinear" if cfg.get("interpolation") == "bilinear" else "pil_bicubic",
         mean=_few(cfg.get("mean", [0.5])),
         std=_few(cfg.get("std", [0.5])),
     )

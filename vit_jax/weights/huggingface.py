@@ -114,8 +114,8 @@ def _is_vit(model: Model) -> bool:
     return model.class_token and not (model.layer_scale or model.distill_token)
 
 
-SQUASHED = Preprocess(resize="squash", filter="bicubic", mean=(0.5,), std=(0.5,))
-VIT_PREPROCESS = Preprocess(resize="squash", filter="bilinear", mean=(0.5,), std=(0.5,))
+SQUASHED = Preprocess(resize="squash", filter="pil_bicubic", mean=(0.5,), std=(0.5,))
+VIT_PREPROCESS = Preprocess(resize="squash", filter="pil_bilinear", mean=(0.5,), std=(0.5,))
 
 # In the order in which they are tried when a model is written.
 FAMILIES = (

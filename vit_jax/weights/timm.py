@@ -64,12 +64,12 @@ def _timm_preprocess(model: Model) -> Preprocess:
     own = bool(model.distill_token or model.layer_scale)
     fraction = 1.0 if max(model.image_hw) > 224 else 0.9
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if own else ((0.5,), (0.5,))
-    return Preprocess(resize="crop", crop_fraction=fraction, filter="bicubic", mean=mean, std=std)
+    return Preprocess(resize="crop", crop_fraction=fraction, filter="pil_bicubic", mean=mean, std=std)
 
 
 # The short side to 256, then the middle 224, as the authors of DINOv2 evaluate.
 CROPPED = Preprocess(
-    resize="crop", crop_fraction=224 / 256, filter="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    resize="crop", crop_fraction=224 / 256, filter="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
 
 
