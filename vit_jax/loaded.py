@@ -50,7 +50,7 @@ class Loaded:
     def classify(self, images: Iterable[Image.Image], top: int = 5) -> list[list[Prediction]]:
         """The `top` classes of each image, the likeliest first. Preprocesses as in evaluation."""
         images = list(images)
-        return [self._top(row, top) for row in self.probabilities(images)]
+        return [self.best(row, top) for row in self.probabilities(images)]
 
     def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
         """Softmax probabilities, float32 [images, classes]."""
@@ -64,7 +64,8 @@ class Loaded:
         padded = np.pad(image_bhwc, ((0, missing), (0, 0), (0, 0), (0, 0)))
         return np.asarray(_probabilities(self.model, self.spec, self.params, padded))[: len(image_bhwc)]
 
-    def _top(self, probability_c: np.ndarray, top: int) -> list[Prediction]:
+    def best(self, probability_c: np.ndarray, top: int) -> list[Prediction]:
+        """The `top` classes of one image's probabilities, the likeliest first."""
         best = np.argsort(-probability_c, kind="stable")[:top]
         return [Prediction(self.class_name(int(i)), int(i), float(probability_c[i])) for i in best]
 

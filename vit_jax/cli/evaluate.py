@@ -1,7 +1,10 @@
-"""Accuracy and loss of a trained run on a data set, each example counted exactly once."""
+"""Accuracy, loss and calibration of a model on a data set, each example counted exactly once."""
 
-import dataclasses
 import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from vit_jax import config
 from vit_jax.cli.common import make_parser, run_command
@@ -10,37 +13,156 @@ from vit_jax.errors import UserError
 EXAMPLES = """examples:
   python -m vit_jax.cli.evaluate runs/quickstart
   python -m vit_jax.cli.evaluate runs/b16 --data.name=imagenet_v2 --data.eval_split=test --json
+  python -m vit_jax.cli.evaluate runs/b16 --compare runs/s16 --table --confusion confusion.png
+  python -m vit_jax.cli.evaluate runs/b16 --data.eval_split=validation[:20%] --calibrate
 
-data fields that are not given are those that the run was trained with.
+data fields that are not given are those that the run was trained with. --calibrate fits a temperature and
+conformal quantiles, which predict uses: evaluate on other examples than those it was fitted on.
 """
 
 
 def main() -> None:
     """Parse the command line, evaluate, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, or one step of it")
+    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
+    parser.add_argument("--table", action="store_true", help="print a line a class, the worst first")
+    parser.add_argument("--confusion", type=Path, help="draw the confusion matrix to this file")
+    parser.add_argument("--save", type=Path, help="write a row an example to this .npz file")
+    parser.add_argument("--compare", help="another model, or what --save wrote for it: paired McNemar test")
+    parser.add_argument("--calibrate", action="store_true", help="fit confidences, and save them beside ref")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     if args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size} must be at least 1")
 
-    import jax  # after parsing: --help stays quick
+    from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
+
+    found, names, data = _run(args.ref, rest, args.batch_size, None, keep_logits=args.calibrate)
+    facts = _facts(found, names)
+    if args.compare:
+        other = predictions.load(Path(args.compare))
+        if other is None:
+            other = _run(args.compare, rest, args.batch_size, data, keep_logits=False)[0]
+        facts["compare"] = _compare(found, other, args.compare)
+    if args.calibrate and found.logits is not None:
+        fitted = calibration.fit(found.logits, found.label)
+        where = calibration.save(args.ref, fitted)
+        facts["calibration"] = {"temperature": fitted.temperature, "file": str(where)}
+    if args.save:
+        predictions.save(args.save, found)
+    if args.confusion:
+        draw(found, names, args.confusion)
+    print(json.dumps(facts) if args.json else _text(facts, table=args.table))
+
+
+def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: bool) -> Any:
+    """(predictions, class names, data section) of a reference on `data`, or on what it was trained with."""
+    import jax
 
     import vit_jax
-    from vit_jax.data import sources
+    from vit_jax.analysis import predictions
+    from vit_jax.data import loader, sources
     from vit_jax.training import mesh as meshes
-    from vit_jax.training.evaluate import Evaluator, format_metrics
+    from vit_jax.training.step import normalise
 
-    loaded = vit_jax.load(args.ref)
-    data = config.override_data(loaded.data, rest)
-    spec = dataclasses.replace(loaded.spec, preprocess=config.preprocess_of(data))
+    loaded = vit_jax.load(ref)
+    model, cfg = loaded.model, loaded.spec.model
+    if data is None:
+        data = config.override_data(loaded.data, rest)
+        preprocess = config.preprocess_of(data)
+    else:  # the same examples, seen as this model wants to see them
+        preprocess = loaded.spec.preprocess
     source = sources.open_split(data, train=False)
     mesh = meshes.make("any", 1)
+    size = -(-batch_size // mesh.size) * mesh.size
     params = jax.device_put(loaded.params, meshes.shardings(loaded.params, mesh))
+
+    @jax.jit
+    def logits(params: Any, image_bhwc: Any) -> Any:
+        return model.apply({"params": params}, normalise(image_bhwc, preprocess))
+
+    def forward(image_bhwc: Any) -> Any:
+        return logits(params, jax.device_put(image_bhwc, meshes.batch_sharding(mesh)))
+
+    rows = list(range(size))
+    batches = loader.EvalBatches(source, preprocess, cfg.image_hw, size, rows)
     with jax.set_mesh(mesh):
-        metrics = Evaluator(loaded.model, spec, mesh, args.batch_size)(params, source, data)
-    print(json.dumps(metrics) if args.json else format_metrics(metrics))
+        found = predictions.collect(forward, loader.iterate(batches, data), keep_logits=keep_logits)
+    names = loaded.spec.class_names or tuple(source.class_names)
+    return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data
+
+
+def _facts(found: Any, names: list[str]) -> dict[str, Any]:
+    from vit_jax.analysis import predictions, statistics
+
+    correct = found.rank < 1
+    low, high = statistics.bootstrap_interval(correct)
+    per_class = [
+        {"class": names[i], "examples": int(n), "top1": float(correct[found.label == i].mean())}
+        for i, n in enumerate(np.bincount(found.label, minlength=len(names)))
+        if n
+    ]
+    return predictions.metrics(found) | {
+        "top1_interval": [low, high],
+        "ece": statistics.expected_calibration_error(found.confidence, correct),
+        "images_per_s": found.images_per_s,
+        "classes": per_class,
+    }
+
+
+def _compare(found: Any, other: Any, name: str) -> dict[str, Any]:
+    from vit_jax.analysis import statistics
+
+    if not np.array_equal(found.label, other.label):
+        raise UserError(f"--compare {name} is of other examples: evaluate both on the same split")
+    test = statistics.mcnemar(found.rank < 1, other.rank < 1)
+    return {"other": name, "top1": float((other.rank < 1).mean()), **test._asdict()}
+
+
+def _text(facts: dict[str, Any], *, table: bool) -> str:
+    from vit_jax.training.evaluate import format_metrics
+
+    low, high = facts["top1_interval"]
+    lines = [
+        format_metrics(facts),
+        f"top-1 is within {low:.2%} .. {high:.2%} (95%, bootstrap), calibration error {facts['ece']:.2%}, "
+        f"{facts['images_per_s']:,.0f} images/s",
+    ]
+    if "compare" in facts:
+        c = facts["compare"]
+        lines.append(
+            f"{c['other']}: top-1 {c['top1']:.2%}; only this one is right on {c['only_first']}, only the "
+            f"other on {c['only_second']}: p = {c['p_value']:.3g} (McNemar)"
+        )
+    if "calibration" in facts:
+        c = facts["calibration"]
+        lines.append(f"temperature {c['temperature']:.3f}, written to {c['file']}")
+    if table:
+        rows = sorted(facts["classes"], key=lambda row: row["top1"])
+        lines += [f"  {row['top1']:7.2%}  of {row['examples']:6,}  {row['class']}" for row in rows]
+    return "\n".join(lines)
+
+
+def draw(found: Any, names: list[str], path: Path) -> None:
+    """The confusion matrix, a row a true class, in shares. Raises UserError if it cannot be written."""
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    from vit_jax.analysis.statistics import confusion
+
+    counts = confusion(found.label, found.predicted, len(names))
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="viridis"), label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(names) <= 30:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot write --confusion {path}: {e}") from e
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""Class names and confidences of images, from a trained run."""
+"""Class names and confidences of images, from a run or a weights file."""
 
+import glob
 import json
 import math
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -11,46 +15,115 @@ from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.predict runs/quickstart digit.png
-  python -m vit_jax.cli.predict runs/b16 photos/*.jpg --top 3 --out labelled.png
-  python -m vit_jax.cli.predict runs/b16 cat.jpg --json
+  python -m vit_jax.cli.predict runs/b16 photos 'more/*.jpg' --top 3 --out labelled.png
+  find . -name '*.jpg' | python -m vit_jax.cli.predict runs/b16 - --json
+  python -m vit_jax.cli.predict runs/b16 cat.jpg --coverage 0.9
+
+Where `evaluate --calibrate` left a calibration, confidences are calibrated, and --coverage gives the set of
+classes that holds the true one with at least that chance.
 """
 PANEL_PX = 224  # height of a picture in --out
+MOST_PANELS = 64
+BATCH = 64  # images in memory at a time
 
 
 def main() -> None:
-    """Parse the command line, predict, print."""
+    """Parse the command line, predict a batch at a time, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, or one step of it")
-    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("images", nargs="+", help="image files, folders, patterns, or - for names on stdin")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
-    parser.add_argument("--out", type=Path, help="draw the images with their labels to this file")
+    parser.add_argument("--coverage", type=float, help="print the set that holds the truth this often")
+    parser.add_argument(
+        "--out", type=Path, help=f"draw the first {MOST_PANELS} images with their labels here"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
     args = parser.parse_args()
     if args.top < 1:
         raise UserError(f"--top={args.top} must be at least 1")
 
     import vit_jax  # after parsing: --help stays quick
+    from vit_jax.analysis import calibration
     from vit_jax.data.sources import read_image
 
-    images = [read_image(Path(path)) for path in args.images]
-    results = vit_jax.load(args.ref).classify(images, top=args.top)
-    for path, predictions in zip(args.images, results, strict=True):
-        if args.json:
-            rows = [{"class": p.name, "index": p.index, "confidence": p.confidence} for p in predictions]
-            print(json.dumps({"path": path, "predictions": rows}))
-        else:
-            print(path)
-            for p in predictions:
-                print(f"  {p.confidence:7.2%}  {p.name}")
+    fitted = calibration.load(args.ref)
+    if args.coverage is not None and fitted is None:
+        raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
+    batches = _batches(_expand(args.images))
+    batch = next(batches, [])
+    images = [read_image(path) for path in batch]  # a bad first image is told before the model is loaded
+    loaded = vit_jax.load(args.ref)
+    panels: list[tuple[Image.Image, str]] = []
+    while batch:
+        p_nc = loaded.probabilities(images)
+        if fitted:
+            p_nc = calibration.tempered(p_nc, fitted.temperature)
+        for i, path in enumerate(batch):
+            row = _row(loaded, path, p_nc[i], args.top)
+            if args.coverage is not None and fitted:
+                held = fitted.sets(p_nc[i : i + 1], args.coverage)[0].nonzero()[0]
+                row["set"] = [loaded.class_name(int(c)) for c in held]
+            print(json.dumps(row) if args.json else _text(row))
+            if args.out and len(panels) < MOST_PANELS:
+                best = row["predictions"][0]
+                images[i].thumbnail((2 * PANEL_PX, 2 * PANEL_PX))
+                panels.append((images[i], f"{best['class']} {best['confidence']:.1%}"))
+        batch = next(batches, [])
+        images = [read_image(path) for path in batch]
     if args.out:
-        draw(images, [f"{p[0].name} {p[0].confidence:.1%}" for p in results], args.out)
+        draw([image for image, _ in panels], [title for _, title in panels], args.out)
+
+
+def _expand(words: Iterable[str]) -> Iterator[Path]:
+    """The image files of files, folders, patterns and stdin. Raises UserError for a word that has none."""
+    from vit_jax.data.sources import IMAGE_SUFFIXES
+
+    for word in words:
+        path = Path(word)
+        if word == "-":
+            yield from (Path(line.strip()) for line in sys.stdin if line.strip())
+        elif path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(
+                    f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}) in it: give another folder"
+                )
+            yield from found
+        elif not path.exists() and glob.has_magic(word):
+            names = sorted(glob.glob(word, recursive=True))
+            if not names:
+                raise UserError(f"{word} matches no file: check the pattern")
+            yield from map(Path, names)
+        else:
+            yield path
+
+
+def _batches(paths: Iterator[Path]) -> Iterator[list[Path]]:
+    batch: list[Path] = []
+    for path in paths:
+        batch.append(path)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _row(loaded: Any, path: Path, p_c: Any, top: int) -> dict[str, Any]:
+    rows = [{"class": p.name, "index": p.index, "confidence": p.confidence} for p in loaded.best(p_c, top)]
+    return {"path": str(path), "predictions": rows}
+
+
+def _text(row: dict[str, Any]) -> str:
+    lines = [row["path"], *(f"  {p['confidence']:7.2%}  {p['class']}" for p in row["predictions"])]
+    return "\n".join([*lines, *([f"  set: {', '.join(row['set'])}"] if "set" in row else [])])
 
 
 def draw(images: list[Image.Image], titles: list[str], path: Path) -> None:
     """A sheet of images with a title each. Raises UserError if the file cannot be written."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
-    columns = min(4, len(images))
+    columns = min(4 if len(images) <= 16 else 8, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(2.6 * columns, 2.8 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:

@@ -74,6 +74,7 @@ class Attention(nn.Module):
             q_bnhk, k_bmhk = Norm(cfg, name="query_norm")(q_bnhk), Norm(cfg, name="key_norm")(k_bmhk)
         s_bhnm = jnp.einsum("bnhk,bmhk->bhnm", q_bnhk, k_bmhk, preferred_element_type=jnp.float32)
         p_bhnm = jax.nn.softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
+        self.sow("attention", "p", p_bhnm)  # nothing, unless `apply` is asked for this collection
         y_bnhk = jnp.einsum("bhnm,bmhk->bnhk", p_bhnm, v_bmhk)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=cfg.dtype, kernel_init=XAVIER, name="out")(y_bnhk)
 

@@ -1,0 +1,91 @@
+"""The evaluate and predict commands: what they print, save and compare."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import config
+from vit_jax.cli import evaluate, predict
+from vit_jax.cli.common import run_command
+from vit_jax.training import loop
+
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, optax_dtypes):
+    """A finished run of a tiny model on digits."""
+    c = config.default()
+    c.model.update(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)
+    c.data.update(name="digits", channels=1, augment="none", flip=False, threads=0)
+    c.train.update(steps=20, batch_size=64)
+    path = tmp_path_factory.mktemp("run")
+    loop.run(config.parse(c), path)
+    return path
+
+
+def call(monkeypatch, capsys, command, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    code = run_command(command.main)
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_path):
+    saved, picture = tmp_path / "p.npz", tmp_path / "c.png"
+    code, out, _ = call(
+        monkeypatch, capsys, evaluate, workdir, "--save", saved, "--confusion", picture, "--json"
+    )
+    facts = json.loads(out)
+    assert code == 0
+    assert sum(row["examples"] for row in facts["classes"]) == facts["examples"] == 359
+    low, high = facts["top1_interval"]
+    assert low <= facts["top1"] <= high
+    assert 0 <= facts["ece"] <= 1
+    with np.load(saved) as file:
+        assert float((file["rank"] < 1).mean()) == facts["top1"]
+    with Image.open(picture) as drawn:
+        assert drawn.width > 300
+    for other in (saved, workdir):
+        code, out, _ = call(monkeypatch, capsys, evaluate, workdir, "--compare", other, "--table")
+        assert code == 0
+        assert "p = 1 (McNemar)" in out
+        assert out.count("%  of") == 10
+
+
+def test_calibration_is_used_by_predict(monkeypatch, capsys, workdir, tmp_path):
+    Image.new("L", (8, 8), 90).save(tmp_path / "x.png")
+    code, _, err = call(monkeypatch, capsys, predict, workdir, tmp_path / "x.png", "--coverage", 0.9)
+    assert code == 2
+    assert "has no calibration" in err[-1]
+    assert call(monkeypatch, capsys, evaluate, workdir, "--calibrate")[0] == 0
+    code, out, _ = call(
+        monkeypatch, capsys, predict, workdir, tmp_path / "x.png", "--coverage", 0.9, "--json"
+    )
+    row = json.loads(out)
+    assert code == 0
+    assert row["set"]
+    assert set(row["set"]) <= set("0123456789")
+
+
+def test_predict_takes_folders_globs_and_stdin(monkeypatch, capsys, workdir, tmp_path):
+    folder = tmp_path / "photos" / "deep"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        Image.new("L", (8, 8), 80 * i).save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("not an image")
+    monkeypatch.setattr(predict, "BATCH", 2)
+    paths = lambda *a: [
+        json.loads(x)["path"] for x in call(monkeypatch, capsys, predict, workdir, *a)[1].splitlines()
+    ]
+    wanted = [str(folder / f"{i}.png") for i in range(3)]
+    assert paths(tmp_path / "photos", "--json") == wanted
+    assert paths(tmp_path / "photos" / "*" / "[01].png", "--json") == wanted[:2]
+    monkeypatch.setattr(sys, "stdin", iter([f"{wanted[2]}\n", "\n"]))
+    assert paths("-", "--json") == wanted[2:]
+    code, _, err = call(monkeypatch, capsys, predict, workdir, tmp_path / "photos" / "*.gif")
+    assert code == 2
+    assert "matches no file" in err[0]

@@ -1,0 +1,97 @@
+"""Statistics and calibration on constructed data whose answers are known."""
+
+import numpy as np
+import pytest
+
+from vit_jax.analysis import calibration, predictions, statistics
+from vit_jax.data.loader import Batch
+from vit_jax.errors import UserError
+
+
+def test_calibration_error_is_the_constructed_gap():
+    confidence = np.repeat([0.95, 0.55], 1000)
+    correct = np.concatenate([np.arange(1000) < 900, np.arange(1000) < 550])
+    assert statistics.expected_calibration_error(confidence, correct) == pytest.approx(0.025)
+    assert statistics.expected_calibration_error(np.ones(8), np.ones(8)) == 0
+
+
+def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    intervals = [statistics.bootstrap_interval(rng.random(400) < 0.8, draws=500) for _ in range(400)]
+    covered = np.mean([low <= 0.8 <= high for low, high in intervals])
+    # 400 trials of 95% have a standard deviation of 1.1 points; the percentile interval is a little narrow.
+    assert 0.91 < covered < 0.985
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    stats = pytest.importorskip("scipy.stats")
+    for only_first, only_second, both in ((8, 2, 50), (5, 5, 3), (0, 0, 9), (300, 340, 10)):
+        first = np.repeat([True, False, True], [only_first, only_second, both])
+        second = np.repeat([False, True, True], [only_first, only_second, both])
+        got = statistics.mcnemar(first, second)
+        assert got[:2] == (only_first, only_second)
+        n = only_first + only_second
+        wanted = stats.binomtest(only_first, n).pvalue if n else 1.0
+        assert got.p_value == pytest.approx(wanted, rel=1e-9)
+
+
+def test_confusion_counts_labels_by_predictions():
+    got = statistics.confusion(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0]), 3)
+    assert got.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def drawn(n, temperature, seed):
+    """Logits whose softmax at `temperature` is the truth."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, 6)) * 4
+    cumulative = calibration.softmax(logits / temperature).cumsum(axis=1)
+    return logits, (rng.random((n, 1)) > cumulative).sum(axis=1).clip(0, 5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_is_recovered(temperature):
+    logits, labels = drawn(40_000, temperature, 0)
+    # Three standard errors of a maximum likelihood estimate from 40,000 examples.
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.03)
+    p = calibration.softmax(logits)
+    np.testing.assert_allclose(
+        calibration.tempered(p, temperature), calibration.softmax(logits / temperature), atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.9, 0.99])
+def test_conformal_sets_hold_the_label_as_often_as_asked(coverage):
+    shares = []
+    for seed in range(40):
+        logits, labels = drawn(2000, 2.0, seed)
+        fitted = calibration.fit(logits[:1000], labels[:1000])
+        p = calibration.softmax(logits[1000:] / fitted.temperature)
+        shares.append(fitted.sets(p, coverage)[np.arange(1000), labels[1000:]].mean())
+    # Mean of 40 trials of 1,000: the guarantee is [coverage, coverage + 1/1001], noise about 0.3 points.
+    assert coverage - 0.008 < np.mean(shares) < coverage + 0.009
+
+
+def test_too_few_examples_give_the_set_of_all_classes(tmp_path):
+    fitted = calibration.fit(*drawn(5, 1.0, 0))
+    assert fitted.sets(np.full((1, 6), 1 / 6), 0.9).all()
+    with pytest.raises(UserError, match="is not between 0 and 1"):
+        fitted.sets(np.full((1, 6), 1 / 6), 1.0)
+    assert calibration.save(tmp_path, fitted) == tmp_path / "calibration.json"
+    assert calibration.load(tmp_path) == fitted
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a calibration"):
+        calibration.load(tmp_path)
+    assert calibration.load(tmp_path / "file.npz") is None
+
+
+def test_predictions_count_each_example_once_and_ties_against_the_model(tmp_path):
+    logits = np.array([[2, 1, 0], [1, 1, 0], [0, 0, 0], [9, 9, 9]], np.float32)
+    batch = Batch(logits, np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 1, 0], np.float32))
+    found = predictions.collect(lambda x: x, [batch], keep_logits=True)
+    metrics = predictions.metrics(found)
+    assert (metrics["examples"], metrics["top1"], metrics["top5"]) == (3, pytest.approx(1 / 3), 1.0)
+    predictions.save(tmp_path / "p.npz", found)
+    assert predictions.load(tmp_path / "p.npz").rank.tolist() == [0, 1, 2]
+    bad = batch._replace(label=np.array([7, 0, 0, 0], np.int32))
+    with pytest.raises(UserError, match="the data has label 7, the model 3 classes"):
+        predictions.collect(lambda x: x, [bad], keep_logits=False)

@@ -1,0 +1,1 @@
+"""What is computed with finished models: attention, calibration, statistics, probes. Pure functions."""

@@ -1,0 +1,96 @@
+"""Every example of a split through a model, once. Dims: n examples, b batch, h w pixels, c classes."""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vit_jax.analysis.calibration import softmax
+from vit_jax.errors import UserError
+
+
+class Predictions(NamedTuple):
+    """One entry an example, in the order of the split; `logits` only if they were asked for."""
+
+    label: np.ndarray  # int32
+    predicted: np.ndarray  # int32
+    confidence: np.ndarray  # float32, of `predicted`
+    rank: np.ndarray  # int32, classes that score at least as high as the label: ties count against the model
+    loss: np.ndarray  # float32
+    logits: np.ndarray | None
+    images_per_s: float  # after the first batch, which compiles; 0 if there is no second one
+
+
+def collect(forward: Callable[[Any], jax.Array], batches: Iterable[Any], *, keep_logits: bool) -> Predictions:
+    """`forward(image_bhwc)` gives logits; rows of weight 0 do not count. Raises UserError for bad labels."""
+    rows: list[tuple[np.ndarray, ...]] = []
+    kept: list[np.ndarray] = []
+    start, timed = 0.0, 0
+    for batch in batches:
+        real = np.asarray(batch.weight) > 0
+        logits_bc = np.asarray(forward(batch.image), np.float32)[real]
+        rows.append(_rows(logits_bc, np.asarray(batch.label)[real]))
+        if keep_logits:
+            kept.append(logits_bc)
+        timed += len(logits_bc) if start else 0
+        start = start or time.perf_counter()
+    spent = time.perf_counter() - start
+    label, predicted, confidence, rank, loss = (np.concatenate(c) for c in zip(*rows, strict=True))
+    rate = timed / spent if timed else 0.0
+    logits = np.concatenate(kept) if keep_logits else None
+    return Predictions(label, predicted, confidence, rank, loss, logits, rate)
+
+
+def metrics(found: Predictions) -> dict[str, float]:
+    """{"examples", "top1", "top5" (fractions), "loss" (mean)}."""
+    loss = float(found.loss.mean(dtype=np.float64))
+    hits = {f"top{k}": float((found.rank < k).mean()) for k in (1, 5)}
+    return {"examples": len(found.label), **hits, "loss": loss}
+
+
+def save(path: Path, found: Predictions) -> None:
+    """An npz of one array a column. Raises UserError if it cannot be written."""
+    columns: Any = {k: v for k, v in found._asdict().items() if isinstance(v, np.ndarray)}
+    try:
+        with path.open("wb") as file:
+            np.savez(file, **columns)
+    except OSError as error:
+        raise UserError(
+            f"cannot write --save {path}: {error.strerror}: choose a folder that exists"
+        ) from error
+
+
+def load(path: Path) -> Predictions | None:
+    """What `save` wrote, or None if `path` is no such file."""
+    if path.suffix != ".npz" or not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        if "predicted" not in file.files:
+            return None
+        columns: Any = {name: file[name] for name in Predictions._fields if name in file.files}
+    return Predictions(**{"logits": None, "images_per_s": 0.0, **columns})
+
+
+def _rows(logits_bc: np.ndarray, label_b: np.ndarray) -> tuple[np.ndarray, ...]:
+    classes = logits_bc.shape[1]
+    if label_b.max(initial=0) >= classes:
+        raise UserError(
+            f"the data has label {label_b.max()}, the model {classes} classes: give data of its own"
+        )
+    p_bc = softmax(logits_bc.astype(np.float64))
+    predicted_b = logits_bc.argmax(axis=1).astype(np.int32)
+    at = np.arange(len(label_b))
+    rank_b = (logits_bc >= logits_bc[at, label_b][:, None]).sum(axis=1) - 1
+    high_b = logits_bc.max(axis=1).astype(np.float64)
+    sum_b = np.exp(logits_bc - high_b[:, None]).sum(axis=1)
+    loss_b = np.log(sum_b) + high_b - logits_bc[at, label_b]
+    return (
+        label_b.astype(np.int32),
+        predicted_b,
+        p_bc[at, predicted_b].astype(np.float32),
+        rank_b.astype(np.int32),
+        loss_b.astype(np.float32),
+    )

@@ -1,0 +1,128 @@
+"""Where a model looks: attention of the last layer, of every layer or rolled out, over the image."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.cli.common import make_parser, run_command
+from vit_jax.errors import UserError
+
+EXAMPLES = """examples:
+  python -m vit_jax.cli.attention runs/b16 cat.jpg --out attention.png
+  python -m vit_jax.cli.attention dinov2_folder cat.jpg --show layers --out layers.png
+  python -m vit_jax.cli.attention augreg/B_16-384 cat.jpg --show rollout --json
+
+Shown is what the class token attends to; without one, the pooling's probe or the mean of all patches.
+"""
+COLUMNS = 6
+HEAT = 0.6  # share of the map in an overlay
+
+
+def main() -> None:
+    """Parse the command line, run once, print and draw."""
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("image", type=Path, help="image file")
+    parser.add_argument("--out", type=Path, help="draw the maps over the image to this file")
+    parser.add_argument(
+        "--show",
+        choices=("heads", "layers", "rollout"),
+        default="heads",
+        help="last layer's heads, every layer's mean over heads, or rollout (default: heads)",
+    )
+    parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+
+    import jax  # after parsing: --help stays quick
+
+    import vit_jax
+    from vit_jax.analysis import attention
+    from vit_jax.data import transforms
+    from vit_jax.data.sources import read_image
+    from vit_jax.training.step import normalise
+
+    image = read_image(args.image)
+    loaded = vit_jax.load(args.ref, image_size=args.image_size, headless=True)
+    cfg, preprocess = loaded.spec.model, loaded.spec.preprocess
+    attention.tokens(cfg)  # raises for a model without attention, before anything is computed
+    seen_hwc = transforms.for_evaluation(image, preprocess, cfg.image_hw)
+
+    @jax.jit
+    def run(params: Any, images_bhwc: Any) -> attention.Maps:
+        x_bhwc = normalise(images_bhwc, preprocess)
+        return attention.capture(loaded.model, cfg, params, x_bhwc, every=args.show == "layers")
+
+    maps = jax.device_get(run(loaded.params, seen_hwc[None]))
+    titles, grids = _choose(args.show, maps, cfg)
+    if args.out:
+        draw(seen_hwc, titles, grids, args.out)
+    facts = _facts(args.image, maps, cfg)
+    print(json.dumps(facts | {"maps": grids.tolist()}) if args.json else _table(facts))
+
+
+def _choose(show: str, maps: Any, cfg: Any) -> tuple[list[str], np.ndarray]:
+    """Titles and grids [maps, y, x] of what is shown."""
+    from vit_jax.analysis.attention import readout, to_grid
+
+    if show == "rollout":
+        return ["rollout"], to_grid(readout(maps.rollout, cfg), cfg)
+    if show == "layers":
+        mean_lnm = maps.layers[:, 0].mean(axis=1)
+        return [f"layer {i}" for i in range(cfg.depth)], to_grid(readout(mean_lnm, cfg), cfg)
+    heads_hm = maps.pooling[0] if maps.pooling is not None else readout(maps.last[0], cfg)
+    titles = ["mean", *(f"head {i}" for i in range(cfg.heads))]
+    return titles, to_grid(np.concatenate([heads_hm.mean(axis=0)[None], heads_hm]), cfg)
+
+
+def _facts(path: Path, maps: Any, cfg: Any) -> dict[str, Any]:
+    from vit_jax.analysis.attention import readout, shares
+
+    row_m = maps.pooling[0] if maps.pooling is not None else readout(maps.last[0], cfg)
+    return {
+        "path": str(path),
+        "grid": list(cfg.grid_hw),
+        "attention_to": shares(row_m.mean(axis=0), cfg),
+        "distance_px": [float(d) for d in maps.distance_lh.mean(axis=1)],
+    }
+
+
+def _table(facts: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{name} {share:.1%}" for name, share in facts["attention_to"].items())
+    lines = [f"{facts['path']}: a grid of {facts['grid'][0]} x {facts['grid'][1]} patches"]
+    lines += [f"the last layer's attention goes to {kinds}", "mean attention distance a layer, in pixels:"]
+    return "\n".join([*lines, *(f"  {i:3} {d:8.1f}" for i, d in enumerate(facts["distance_px"]))])
+
+
+def draw(image_hwc: np.ndarray, titles: list[str], grids: np.ndarray, path: Path) -> None:
+    """The image, then a map over it a title. Raises UserError if the file cannot be written."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    h, w, _ = image_hwc.shape
+    base_hwc = np.broadcast_to(image_hwc, (h, w, 3)) / 255
+    panels = [("image", base_hwc)]
+    for title, grid in zip(titles, grids, strict=True):
+        scaled = (grid - grid.min()) / max(float(np.ptp(grid)), 1e-12)
+        large = Image.fromarray(scaled.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR)
+        heat = colormaps["inferno"](np.asarray(large))[..., :3]
+        panels.append((title, HEAT * heat + (1 - HEAT) * base_hwc))
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, (title, panel) in zip(figure.axes, panels, strict=False):
+        axes.imshow(np.clip(panel, 0, 1))
+        axes.set_title(title, fontsize=9)
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot write --out {path}: {e}") from e
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
