@@ -197,6 +197,16 @@ def test_changed_bytes_are_found_and_the_older_step_is_used(tmp_path, capsys):
     assert final_digests(tmp_path) == before
 
 
+def test_a_checkpoint_of_another_optimizer_is_refused_and_kept(tmp_path):
+    loop.run(tiny(), tmp_path)
+    tree = config.default()
+    tree.update(config.to_dict(tiny()))
+    tree.optim.name = "sgd"
+    with pytest.raises(UserError, match=r"checkpoints/60 is of another model or optimizer: .* use another --workdir"):
+        loop.run(config.parse(tree), tmp_path, accept_change=True)
+    assert checkpoint.steps_in(tmp_path / "checkpoints")[-1] == 60
+
+
 def test_arrays_in_memory_train(tmp_path):
     rng = np.random.default_rng(0)
     label = np.arange(64) % 2

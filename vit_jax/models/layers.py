@@ -4,6 +4,9 @@ Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features a he
 Parameters are float32; matrix products run in `cfg.dtype`; norm statistics and softmax in float32.
 """
 
+import functools
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,7 +49,7 @@ class Mlp(nn.Module):
         if cfg.mlp == "swiglu":
             y_bnf = jax.nn.silu(dense(cfg, self.hidden, "gate", bias_init=MLP_BIAS)(x_bnd)) * y_bnf
         else:
-            y_bnf = jax.nn.gelu(y_bnf, approximate=cfg.gelu == "tanh")
+            y_bnf = gelu(y_bnf, cfg.gelu == "tanh")
         y_bnf = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnf)
         y_bnd = dense(cfg, width, "down", bias_init=MLP_BIAS)(y_bnf)
         return nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
@@ -64,19 +67,60 @@ class Attention(nn.Module):
     def __call__(self, x_bnd: jax.Array, source_bmd: jax.Array) -> jax.Array:
         cfg, width = self.cfg, x_bnd.shape[-1]
         head_width = width // cfg.heads
-        project = lambda name, y: nn.DenseGeneral(
-            (cfg.heads, head_width), dtype=cfg.dtype, kernel_init=XAVIER, name=name
-        )(y)
-        q_bnhk = project("query", x_bnd)
-        k_bmhk = project("key", source_bmd)
-        v_bmhk = project("value", source_bmd)
+        project = lambda name, y: HeadsIn(cfg, head_width, name=name)(y)
+        q_bhnk = project("query", x_bnd)
+        k_bhmk = project("key", source_bmd)
+        v_bhmk = project("value", source_bmd)
         if cfg.qk_norm:
+<<<<<<< HEAD
             q_bnhk, k_bmhk = Norm(cfg, name="query_norm")(q_bnhk), Norm(cfg, name="key_norm")(k_bmhk)
         s_bhnm = jnp.einsum("bnhk,bmhk->bhnm", q_bnhk, k_bmhk, preferred_element_type=jnp.float32)
         p_bhnm = jax.nn.softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
         self.sow("attention", "p", p_bhnm)  # nothing, unless `apply` is asked for this collection
         y_bnhk = jnp.einsum("bhnm,bmhk->bnhk", p_bhnm, v_bmhk)
         return nn.DenseGeneral(width, axis=(-2, -1), dtype=cfg.dtype, kernel_init=XAVIER, name="out")(y_bnhk)
+=======
+            q_bhnk, k_bhmk = Norm(cfg, name="query_norm")(q_bhnk), Norm(cfg, name="key_norm")(k_bhmk)
+        s_bhnm = jnp.einsum("bhnk,bhmk->bhnm", q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
+        p_bhnm = softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
+        y_bhnk = jnp.einsum("bhnm,bhmk->bhnk", p_bhnm, v_bhmk)
+        return HeadsOut(cfg, width, name="out")(y_bhnk)
+
+
+class HeadsIn(nn.Module):
+    """x W + a, split into heads, [b, n, d] to [b, h, n, k]: nn.DenseGeneral's parameters and initial values.
+
+    One 2-D product and one transpose: on a CPU the batched products of attention are slow in any other order
+    (benchmarks/LOG.md).
+    """
+
+    cfg: Model
+    head_width: int
+
+    @nn.compact
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        b, n, d = x_bnd.shape
+        h, k = self.cfg.heads, self.head_width
+        kernel_dhk = self.param("kernel", _xavier(1), (d, h, k), jnp.float32)
+        bias_hk = self.param("bias", nn.initializers.zeros, (h, k), jnp.float32)
+        y = _product(self.cfg, x_bnd.reshape(b * n, d), kernel_dhk.reshape(d, h * k), bias_hk)
+        return y.reshape(b, n, h, k).transpose(0, 2, 1, 3)
+
+
+class HeadsOut(nn.Module):
+    """The heads joined, times W, plus a, [b, h, n, k] to [b, n, d]; otherwise as HeadsIn."""
+
+    cfg: Model
+    width: int
+
+    @nn.compact
+    def __call__(self, y_bhnk: jax.Array) -> jax.Array:
+        b, h, n, k = y_bhnk.shape
+        kernel_hkd = self.param("kernel", _xavier(2), (h, k, self.width), jnp.float32)
+        bias_d = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        y = y_bhnk.transpose(0, 2, 1, 3).reshape(b * n, h * k)
+        return _product(self.cfg, y, kernel_hkd.reshape(h * k, self.width), bias_d).reshape(b, n, self.width)
+>>>>>>> speed
 
 
 class LayerScale(nn.Module):
@@ -154,6 +198,61 @@ def dense(cfg: Model, features: int, name: str, *, bias_init: nn.initializers.In
     """A Dense layer of an MLP: float32 parameters, product in `cfg.dtype`."""
     kernel_init = MLP_KERNEL[cfg.family]
     return nn.Dense(features, dtype=cfg.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x: jax.Array, tanh: bool) -> jax.Array:
+    """GELU in float32, tanh form or exact, returned in x's dtype. arXiv:1606.08415.
+
+    Its own derivative keeps x alone for the backward pass, where autodiff keeps several float32 copies.
+    """
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=tanh).astype(x.dtype)
+
+
+def _gelu_forward(x: jax.Array, tanh: bool) -> tuple[jax.Array, jax.Array]:
+    return gelu(x, tanh), x
+
+
+def _gelu_backward(tanh: bool, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    form = functools.partial(jax.nn.gelu, approximate=tanh)
+    _, dx = jax.jvp(form, (x.astype(jnp.float32),), (dy.astype(jnp.float32),))
+    return (dx.astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@jax.custom_vjp
+def softmax(s: jax.Array) -> jax.Array:
+    """Softmax over the last axis. Its derivative needs the result alone: p (dp - sum p dp)."""
+    return jax.nn.softmax(s)
+
+
+def _softmax_forward(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    p = jax.nn.softmax(s)
+    return p, p
+
+
+def _softmax_backward(p: jax.Array, dp: jax.Array) -> tuple[jax.Array]:
+    return (p * (dp - (p * dp).sum(axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
+def _xavier(inputs: int) -> nn.initializers.Initializer:
+    """Xavier's values for the 2-D kernel of which `inputs` leading axes are the inputs."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        flat = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
+        return XAVIER(key, flat, dtype).reshape(shape)
+
+    return init
+
+
+def _product(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x W + a of 2-D arrays in `cfg.dtype`."""
+    return x.astype(cfg.dtype) @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype).reshape(1, -1)
 
 
 def _affine(y: jax.Array, scale_d: jax.Array, bias_d: jax.Array) -> jax.Array:

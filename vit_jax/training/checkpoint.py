@@ -19,6 +19,10 @@ from vit_jax.errors import UserError
 PARAMS, REST, RECORD = "params", "rest", "record"
 
 
+class OtherState(UserError):
+    """A checkpoint of another model or optimizer: nothing is wrong with it, but it is not what was asked for."""
+
+
 class Checkpoints:
     """A folder of numbered steps, of which the newest `keep` are kept."""
 
@@ -38,19 +42,26 @@ class Checkpoints:
 
         Raises UserError if this or an earlier write fails.
         """
-        digests = {name: digest(tree) for name, tree in trees.items()}
+        own = {
+            "step": step,
+            "shapes": {name: shapes(tree) for name, tree in trees.items()},
+            "digests": {name: digest(tree) for name, tree in trees.items()},
+        }
         try:
-            self._orbax.save_checkpointables_async(
-                step, {**trees, RECORD: {**record, "step": step, "digests": digests}}, force=True
-            )
+            self._orbax.save_checkpointables_async(step, {**trees, RECORD: record | own}, force=True)
         except Exception as e:
             raise _save_failed(self.directory, e) from e
 
     def restore(self, **abstract: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(record, trees) of the newest sound step, or None. Unsound ones are set aside and noticed."""
+        """(record, trees) of the newest sound step, or None. Unsound ones are set aside and noticed.
+
+        Raises UserError if a step is sound, but holds other arrays than `abstract`.
+        """
         for found in reversed(self._orbax.checkpoints):
             try:
                 record, trees = read(self.directory / str(found.step), **abstract)
+            except OtherState:
+                raise
             except UserError as e:
                 self._set_aside(found.step)
                 self.notices.append(f"{e}: using the one before")
@@ -100,6 +111,8 @@ def read_record(step_dir: Path) -> dict[str, Any]:
 def read(step_dir: Path, **abstract: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(record, trees) of one step, each leaf checked. Raises UserError if anything is missing or changed."""
     record = read_record(step_dir)
+    for name, tree in abstract.items():
+        _check_shapes(step_dir, name, stored=record["shapes"][name], wanted=shapes(tree))
     try:
         with _context():
             trees = ocp.load_checkpointables(str(step_dir.absolute()), abstract)
@@ -113,6 +126,23 @@ def read(step_dir: Path, **abstract: Any) -> tuple[dict[str, Any], dict[str, Any
                 f"checkpoint {step_dir} has changed on disk: {name}{changed[0]} has another digest"
             )
     return record, trees
+
+
+def shapes(tree: Any) -> dict[str, str]:
+    """{path: float32[16,8]} of a tree of arrays or abstract arrays."""
+    told = lambda x: f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return {jax.tree_util.keystr(p): told(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_shapes(step_dir: Path, name: str, *, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    other = [path for path in stored | wanted if stored.get(path) != wanted.get(path)]
+    if other:
+        first = other[0]
+        raise OtherState(
+            f"checkpoint {step_dir} is of another model or optimizer: {len(other)} arrays differ, such as "
+            f"{name}{first}, {stored.get(first, 'missing')} and not {wanted.get(first, 'there')}: "
+            "use another --workdir, or --config.init to start from its parameters"
+        )
 
 
 def digest(tree: Any) -> dict[str, int]:
