@@ -15,7 +15,10 @@ from vit_jax.cli.common import run_command
 from vit_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("train.py", "-m vit_jax.cli.predict", "-m vit_jax.cli.evaluate")
+COMMANDS = (
+    "train.py",
+    *(f"-m vit_jax.cli.{name}" for name in ("predict", "evaluate", "attention", "convert", "export", "info")),
+)
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 

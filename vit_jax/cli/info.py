@@ -1,0 +1,89 @@
+"""What a model is: sizes, numerics, preprocessing, classes, training record and result, on one screen."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from vit_jax.cli.common import make_parser, run_command
+
+EXAMPLES = """examples:
+  python -m vit_jax.cli.info runs/b16
+  python -m vit_jax.cli.info dinov2_folder --json
+"""
+SHOWN_CLASSES = 8
+
+
+def main() -> None:
+    """Parse the command line, read, print."""
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+
+    from vit_jax.training import refs  # after parsing: --help stays quick
+    from vit_jax.weights import published
+
+    weights, cfg = refs.read(args.ref, headless=True)
+    known = published.find(args.ref)
+    facts: dict[str, Any] = {
+        "ref": args.ref,
+        "source": weights.report.source,
+        "layout": weights.report.dialect,
+        "parameters": weights.report.parameters,
+        "model": dataclasses.asdict(weights.model),
+        "preprocess": dataclasses.asdict(weights.preprocess),
+        "class_names": list(weights.class_names),
+        "training": dataclasses.asdict(cfg) if cfg else None,
+        "result": _result(Path(args.ref)),
+        "published_top1": known.top1 if known else None,
+    }
+    print(json.dumps(facts) if args.json else text(facts))
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The facts on one screen; sections of the training config that are told above are left out."""
+    model, seen = facts["model"], facts["preprocess"]
+    tokens = [name for name in ("class_token", "distill_token") if model[name]]
+    tokens += [f"{model['registers']} registers"] if model["registers"] else []
+    names = facts["class_names"]
+    shown = ", ".join(names[:SHOWN_CLASSES]) + (", ..." if len(names) > SHOWN_CLASSES else "")
+    numerics = f"{model['gelu']} GELU, epsilon {model['norm_eps']:g}, {model['dtype']}"
+    lines = {
+        "from": f"{facts['source']} ({facts['layout']} layout)",
+        "model": f"{model['family']}, {facts['parameters'] / 1e6:.4g} M parameters, depth {model['depth']}, "
+        f"width {model['width']}, {model['heads']} heads, MLP {model['mlp_width']} ({model['mlp']})",
+        "input": f"{model['image_size']} px, patches of {model['patch_size']}, {seen['channels']} channels",
+        "tokens": f"{', '.join(tokens) or 'patches alone'}; positions {model['posemb']}; pooling "
+        f"{model['pooling']}",
+        "numerics": numerics,
+        "preprocessing": f"{seen['resize']}, {seen['filter']}, crop {seen['crop_fraction']:g}, mean "
+        f"{seen['mean']}, std {seen['std']}",
+        "classes": f"{model['classes'] or 'no head'}{': ' if names else ''}{shown}",
+    }
+    if facts["training"]:
+        t = facts["training"]
+        optim, train = t["optim"], t["train"]
+        lines["training"] = (
+            f"{t['data']['name']}, {optim['name']}, lr {optim['lr']:g}, batch {train['batch_size']}, "
+            f"{train['steps'] or train['epochs']} {'steps' if train['steps'] else 'epochs'}, seed {t['seed']}"
+        )
+    if facts["result"]:
+        r = facts["result"]
+        lines["result"] = f"top-1 {r['eval/top1']:.2%} at step {r['step']} (the last evaluation of the run)"
+    if facts["published_top1"]:
+        lines["published"] = f"top-1 {facts['published_top1']}% on ImageNet"
+    return "\n".join(f"{name:14} {line}" for name, line in lines.items())
+
+
+def _result(run: Path) -> dict[str, Any] | None:
+    """The last evaluation in a run's metrics."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return next((row for row in reversed(rows) if "eval/top1" in row), None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
