@@ -202,7 +202,9 @@ def test_a_checkpoint_of_another_optimizer_is_refused_and_kept(tmp_path):
     tree = config.default()
     tree.update(config.to_dict(tiny()))
     tree.optim.name = "sgd"
-    with pytest.raises(UserError, match=r"checkpoints/60 is of another model or optimizer: .* use another --workdir"):
+    with pytest.raises(
+        UserError, match=r"checkpoints/60 is of another model or optimizer: .* use another --workdir"
+    ):
         loop.run(config.parse(tree), tmp_path, accept_change=True)
     assert checkpoint.steps_in(tmp_path / "checkpoints")[-1] == 60
 

@@ -72,17 +72,10 @@ class Attention(nn.Module):
         k_bhmk = project("key", source_bmd)
         v_bhmk = project("value", source_bmd)
         if cfg.qk_norm:
-<<<<<<< HEAD
-            q_bnhk, k_bmhk = Norm(cfg, name="query_norm")(q_bnhk), Norm(cfg, name="key_norm")(k_bmhk)
-        s_bhnm = jnp.einsum("bnhk,bmhk->bhnm", q_bnhk, k_bmhk, preferred_element_type=jnp.float32)
-        p_bhnm = jax.nn.softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
-        self.sow("attention", "p", p_bhnm)  # nothing, unless `apply` is asked for this collection
-        y_bnhk = jnp.einsum("bhnm,bmhk->bnhk", p_bhnm, v_bmhk)
-        return nn.DenseGeneral(width, axis=(-2, -1), dtype=cfg.dtype, kernel_init=XAVIER, name="out")(y_bnhk)
-=======
             q_bhnk, k_bhmk = Norm(cfg, name="query_norm")(q_bhnk), Norm(cfg, name="key_norm")(k_bhmk)
         s_bhnm = jnp.einsum("bhnk,bhmk->bhnm", q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
         p_bhnm = softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
+        self.sow("attention", "p", p_bhnm)  # nothing, unless `apply` is asked for this collection
         y_bhnk = jnp.einsum("bhnm,bhmk->bhnk", p_bhnm, v_bhmk)
         return HeadsOut(cfg, width, name="out")(y_bhnk)
 
@@ -120,7 +113,6 @@ class HeadsOut(nn.Module):
         bias_d = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         y = y_bhnk.transpose(0, 2, 1, 3).reshape(b * n, h * k)
         return _product(self.cfg, y, kernel_hkd.reshape(h * k, self.width), bias_d).reshape(b, n, self.width)
->>>>>>> speed
 
 
 class LayerScale(nn.Module):

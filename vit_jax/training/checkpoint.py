@@ -20,7 +20,7 @@ PARAMS, REST, RECORD = "params", "rest", "record"
 
 
 class OtherState(UserError):
-    """A checkpoint of another model or optimizer: nothing is wrong with it, but it is not what was asked for."""
+    """A checkpoint of another model or optimizer: sound, but not what was asked for."""
 
 
 class Checkpoints:
