@@ -10,7 +10,7 @@ keeps XLA to one thread. Model FLOP utilisation is what the products of the mode
 multiply-accumulate, three forward passes a train step) as a part of the rate of one square matrix product of
 the same dtype, a contender of the same rounds. Peak memory is XLA's own account of the compiled program.
 
-Results: benchmarks/results/step.md; what was tried: benchmarks/LOG.md.
+What was tried and measured: benchmarks/LOG.md.
 """
 
 import argparse
