@@ -26,6 +26,7 @@ def digits():
     return Splits(*(sources.open_split(cfg, train=train) for train in (True, False)))
 
 
+@pytest.mark.slow
 def test_a_plan_foretells_the_run(digits):
     cfg = config.apply(
         tiny(), [f"--config.{x}" for x in ("fsdp=8", "model.width=128", "optim.frozen=^embed")]
@@ -75,6 +76,7 @@ def test_a_sweep_that_is_none_is_refused(texts, message):
         grid.points(texts)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_ranks_and_skips_what_is_finished(tmp_path, capsys):
     cfg = tiny(steps=6, eval_every=0)
     points = [(p, config.apply(cfg, list(p.arguments))) for p in grid.points(["config.optim.lr=1e-2,1e9"])]
@@ -97,6 +99,7 @@ def test_runs_are_ranked_by_hits_then_loss():
     assert [r["loss"] for r in sweep.ranked(rows)[:3]] == [3.0, 1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_a_run_repeats_from_its_checkpoint_alone(tmp_path):
     loop.run(tiny(steps=6, eval_every=0), tmp_path / "first")
     again = rerun.read_config(str(tmp_path / "first"))
