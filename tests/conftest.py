@@ -1,6 +1,7 @@
 """The strictest JAX there is: eight CPU devices, no silent promotion of dtypes or ranks."""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -8,6 +9,9 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import pytest
 
+# Many tests compile the same small programs: once is enough.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -17,3 +21,15 @@ def optax_dtypes():
     """Usual dtype promotion, for modules that take whole train steps: optax itself promotes."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs on the first device alone: eight on two cores compile slowly, and have tests of their own."""
+    from vit_jax.training import mesh as meshes
+
+    with pytest.MonkeyPatch.context() as patch:
+        axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()[:1]}
+        mesh = jax.make_mesh((1, 1), ("data", "fsdp"), **axes)
+        patch.setattr(meshes, "make", lambda device, fsdp: mesh)
+        yield mesh

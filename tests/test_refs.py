@@ -12,7 +12,7 @@ from vit_jax import config
 from vit_jax.errors import UserError
 from vit_jax.training import loop, refs
 
-pytestmark = pytest.mark.usefixtures("optax_dtypes")
+pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -61,7 +61,7 @@ def test_channels_must_match(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, optax_dtypes):
+def run_dir(tmp_path_factory, optax_dtypes, one_device):
     path = tmp_path_factory.mktemp("run")
     loop.run(config.parse(tree()), path)
     return path

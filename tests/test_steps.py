@@ -27,9 +27,14 @@ def make_batch(seed=0, rows=8):
     return Batch(image, rng.integers(0, 5, rows).astype(np.int32), np.ones(rows, np.float32))
 
 
+def one_device_mesh():
+    axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()[:1]}
+    return jax.make_mesh((1, 1), ("data", "fsdp"), **axes)
+
+
 def run_steps(model_cfg=TINY, mesh=None, steps=5, optim_cfg=None):
-    """The state after some steps on fixed batches."""
-    mesh = mesh or meshes.make("cpu", 1)
+    """The state after some steps on fixed batches, on one device unless `mesh` says otherwise."""
+    mesh = mesh or one_device_mesh()
     model = build.build(model_cfg)
     optimizer = optim.make(optim_cfg or Optim(lr=1e-2, warmup_steps=2, weight_decay=0.1, clip_norm=1.0), 10)
     step = functools.partial(
@@ -91,6 +96,7 @@ def test_padding_rows_change_neither_loss_nor_gradient():
         np.concatenate([full.label, full.label]),
         np.concatenate([full.weight, np.zeros(4, np.float32)]),
     )
+    step = jax.jit(step)
     a, b = (step(init_state(params, optimizer), batch) for batch in (full, padded))
     # the same sum in another order
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a.params, b.params)
@@ -100,13 +106,10 @@ def test_padding_rows_change_neither_loss_nor_gradient():
 
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
 def test_eight_devices_equal_one(fsdp):
-    one = jax.make_mesh(
-        (1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
-    )
     dropout = dataclasses.replace(TINY, dropout=0.1, stochastic_depth=0.2)
     # SGD: Adam would blow up the rounding of gradients that are 0 in exact arithmetic (the bias of keys)
     sgd = Optim(name="sgd", lr=0.05, warmup_steps=2, weight_decay=0.1, clip_norm=1.0)
-    a = run_steps(dropout, mesh=one, optim_cfg=sgd)
+    a = run_steps(dropout, optim_cfg=sgd)
     b = run_steps(dropout, mesh=meshes.make("cpu", fsdp), optim_cfg=sgd)
     # sums over devices are taken in another order
     jax.tree.map(
@@ -131,17 +134,12 @@ def test_the_window_restarts_after_each_log_line():
     model, optimizer = build.build(TINY), optim.make(Optim(), 10)
     params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
     state = init_state(params, optimizer)
-    weights = []
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=2
+    )
+    step, weights = jax.jit(step), []
     for i in range(5):
-        state = train_step(
-            state,
-            make_batch(i),
-            model=model,
-            optimizer=optimizer,
-            preprocess=Preprocess(),
-            seed=0,
-            log_every=2,
-        )
+        state = step(state, make_batch(i))
         weights.append(float(state.window.weight))
     assert weights == [8, 16, 8, 16, 8]
     assert isinstance(state, State)
