@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from vit_jax import config, fields
+from vit_jax import config, fields, sections
 from vit_jax.cli.common import make_parser, run_command
 from vit_jax.errors import UserError
 from vit_jax.training import grid
@@ -29,7 +29,7 @@ fields of a config:
 
 def main() -> int:
     """Parse the command line and do what it says. Returns the exit code: 128 + n after signal n."""
-    parser = make_parser(__doc__, EXAMPLES + fields.describe(config.Config))
+    parser = make_parser(__doc__, EXAMPLES + fields.describe(sections.Config))
     _add_arguments(parser)
     args, rest = parser.parse_known_args()
     if args.workdir is None and not args.plan:
@@ -80,7 +80,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     several.add_argument("--processes", type=int, help="how many there are")
 
 
-def _config(args: argparse.Namespace, overrides: list[str]) -> config.Config:
+def _config(args: argparse.Namespace, overrides: list[str]) -> sections.Config:
     """The config of --config or --rerun with the overrides applied. Raises UserError."""
     if (args.config is None) == (args.rerun is None):
         raise UserError("one of --config FILE and --rerun RUN is needed: try --config configs/quickstart.py")
@@ -91,7 +91,7 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> config.Config:
     return config.apply(rerun.read_config(args.rerun), overrides)
 
 
-def _plan(cfg: config.Config, args: argparse.Namespace) -> int:
+def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
     from vit_jax.data import sources
     from vit_jax.training import plan
     from vit_jax.training.job import Splits

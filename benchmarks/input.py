@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.config import Data
 from vit_jax.data import loader, resize, transforms
 from vit_jax.data.decode import Encoded
 from vit_jax.data.sources import Source
+from vit_jax.sections import Data
 
 IMAGE_HW = (224, 224)
 BATCH = 64

@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/step.py                                       # Ti/16, table
     PYTHONPATH=. python benchmarks/step.py --sizes S/16,B/16 --dtypes bfloat16 --batch 64 --json
 
-Runs on whatever device jax finds, and needs only jax, flax, optax, numpy and what vit_jax.config imports.
+Runs on whatever device jax finds, and needs only jax, flax, optax, and numpy.
 Contenders take turns round by round and each figure is the median of its rounds, so that other load falls on
 all alike. On a CPU the figure to trust is images a CPU-second (of all threads of this process); `--one-core`
 keeps XLA to one thread. Model FLOP utilisation is what the products of the model need (two a
@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.config import Model, Optim, Preprocess
 from vit_jax.models import build, variants
+from vit_jax.sections import Model, Optim, Preprocess
 from vit_jax.training import optim, step
 
 INFERENCE = "inference"

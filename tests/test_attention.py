@@ -12,9 +12,9 @@ from weight_files import GOLDEN, nest, random_params
 from vit_jax.analysis import attention
 from vit_jax.cli import attention as command
 from vit_jax.cli.common import run_command
-from vit_jax.config import Model
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
+from vit_jax.sections import Model
 from vit_jax.weights.load import read
 from vit_jax.weights.save import write
 

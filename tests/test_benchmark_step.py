@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.config import Model
 from vit_jax.models import variants
+from vit_jax.sections import Model
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "step.py"
 SMALL = "--sizes Ti/16 --image-size 32 --depth 1 --batch 2 --rounds 2 --dtypes float32"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_jax import config, fields
+from vit_jax import config, fields, sections
 from vit_jax.errors import UserError
 
 CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "recipes")
@@ -82,8 +82,8 @@ def test_differences_name_the_changed_fields():
 
 
 def test_every_field_is_listed_with_its_meaning():
-    text = fields.describe(config.Config)
-    for name, field in fields.leaves(config.Config).items():
+    text = fields.describe(sections.Config)
+    for name, field in fields.leaves(sections.Config).items():
         assert f"--config.{name}=" in text
         assert len(field.metadata["meaning"]) > 5
 
@@ -105,7 +105,7 @@ def test_a_recipe_that_is_not_there_is_named():
 
 
 def test_data_arguments_replace_fields_of_a_runs_data():
-    data = config.override_data(config.Data(), ["--data.name=cifar10", "--data.channels=1"])
+    data = config.override_data(sections.Data(), ["--data.name=cifar10", "--data.channels=1"])
     assert (data.name, data.channels) == ("cifar10", 1)
     with pytest.raises(UserError, match=r"did you mean data.name"):
-        config.override_data(config.Data(), ["--data.nam=cifar10"])
+        config.override_data(sections.Data(), ["--data.nam=cifar10"])

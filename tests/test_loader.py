@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vit_jax.config import Data
 from vit_jax.data import loader, sources
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.loader import Batch, EvalBatches, TrainBatches
+from vit_jax.sections import Data
 
 FIRST = 1000  # the examples whose order and augmentation is compared
 SIZE = 130  # examples, so that 1,000 positions cross seven seams between epochs
@@ -202,7 +202,7 @@ def test_error_stops_at_the_first_broken_file(twenty_classes: Path, workers: int
 SCRIPT = """
 import sys
 import numpy as np
-from vit_jax.config import Data
+from vit_jax.sections import Data
 from vit_jax.data import loader, sources
 
 if __name__ == "__main__":

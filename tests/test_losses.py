@@ -11,9 +11,9 @@ import pytest
 from test_steps import TINY as TWO_BLOCKS
 from test_steps import make_batch
 
-from vit_jax.config import Loss, Optim, Preprocess
 from vit_jax.data.loader import Batch
 from vit_jax.models import build
+from vit_jax.sections import Loss, Optim, Preprocess
 from vit_jax.training import losses, mixing, optim
 from vit_jax.training.step import Examples, Teacher, init_state, prepare, train_step, training_sums
 

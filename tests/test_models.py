@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.config import MIXER_ONLY, Model
 from vit_jax.errors import UserError
 from vit_jax.models import build, layers, variants
+from vit_jax.sections import MIXER_ONLY, Model
 from vit_jax.weights import layout, save
 
 # Of the official code's models_test.py, with 1000 classes at 224 pixels.

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.config import Model, Optim
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.sections import Model, Optim
 from vit_jax.training import optim, schedules, tables
 
 TINY = Model(image_size=8, patch_size=4, width=16, depth=3, heads=2, mlp_width=32, classes=5)

@@ -11,10 +11,10 @@ import pytest
 from test_run import tiny
 from test_steps import TINY, make_batch
 
-from vit_jax.config import Optim, Preprocess
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.sections import Optim, Preprocess
 from vit_jax.training import checkpoint, diagnose, loop, optim
 from vit_jax.training import step as steps
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vit_jax.config import Data
 from vit_jax.data import loader, sources
 from vit_jax.data.decode import BrokenExample
 from vit_jax.errors import UserError
+from vit_jax.sections import Data
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:

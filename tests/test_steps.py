@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax.config import Model, Optim, Preprocess
 from vit_jax.data.loader import Batch
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.sections import Model, Optim, Preprocess
 from vit_jax.training import losses, optim
 from vit_jax.training import mesh as meshes
 from vit_jax.training.step import State, init_state, normalise, train_step

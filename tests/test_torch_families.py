@@ -13,9 +13,9 @@ import torch_reference
 from torch_reference import CASES, STORED, case
 from weight_files import arrays, assert_same
 
-from vit_jax.config import Preprocess
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
+from vit_jax.sections import Preprocess
 from vit_jax.weights import adapt, safetensors
 from vit_jax.weights.adapt import Weights
 from vit_jax.weights.load import read

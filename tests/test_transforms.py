@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from vit_jax.config import Data, Preprocess
 from vit_jax.data import augment, transforms
 from vit_jax.data.decode import Encoded
 from vit_jax.data.resize import resize, resize_box
+from vit_jax.sections import Data, Preprocess
 
 PILLOW = {"pil_bilinear": Image.Resampling.BILINEAR, "pil_bicubic": Image.Resampling.BICUBIC}
 FILTERS = (*PILLOW, "tf_bilinear")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from weight_files import GOLDEN, arrays, assert_same, images, logits, nest, random_params
 
-from vit_jax.config import Model
 from vit_jax.errors import UserError
+from vit_jax.sections import Model
 from vit_jax.weights import adapt, layout
 from vit_jax.weights.load import read
 from vit_jax.weights.save import flatten, write

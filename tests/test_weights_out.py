@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from weight_files import GOLDEN, arrays, assert_same, nest, random_params
 
-from vit_jax.config import MIXER_ONLY, Model
 from vit_jax.errors import UserError
+from vit_jax.sections import MIXER_ONLY, Model
 from vit_jax.weights import layout, npz, official, published, save
 from vit_jax.weights.load import read
 from vit_jax.weights.save import flatten, write

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.config import Model
 from vit_jax.models import variants
+from vit_jax.sections import Model
 from vit_jax.weights import layout
 from vit_jax.weights.load import set_in
 from vit_jax.weights.save import write

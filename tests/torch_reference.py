@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from timm_reference import stub_torchvision
 
-from vit_jax.config import Model
+from vit_jax.sections import Model
 from vit_jax.weights import layout
 from vit_jax.weights.arrays import set_in
 from vit_jax.weights.save import write

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.config import Model
 from vit_jax.models.build import build
+from vit_jax.sections import Model
 from vit_jax.weights import layout
 from vit_jax.weights.load import set_in
 

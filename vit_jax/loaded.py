@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vit_jax.config import Data, Spec
 from vit_jax.data import transforms
 from vit_jax.models import build
+from vit_jax.sections import Data, Spec
 from vit_jax.training import refs
 from vit_jax.training.step import normalise
 from vit_jax.weights.adapt import reset_head

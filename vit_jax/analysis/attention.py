@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.config import Model
 from vit_jax.errors import UserError
+from vit_jax.sections import Model
 
 
 class Tokens(NamedTuple):

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 
 from vit_jax import config
 from vit_jax.cli.common import make_parser, run_command
-from vit_jax.config import Config
 from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
+from vit_jax.sections import Config
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.data configs/quickstart.py --out batch.png

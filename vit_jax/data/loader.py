@@ -23,10 +23,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.config import Data, Preprocess
 from vit_jax.data import transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.sources import Source
+from vit_jax.sections import Data, Preprocess
 
 ORDER, AUGMENT = 0, 1  # streams of random numbers that never meet
 WORKER_BUFFER = 2  # batches that a worker process makes ahead

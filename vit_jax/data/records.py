@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.config import Data
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.errors import UserError
+from vit_jax.sections import Data
 
 EVAL_SPLITS = ("validation", "val", "test")
 CIFAR_PIXELS = 3 * 32 * 32

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.config import Data
 from vit_jax.data import records
 from vit_jax.data.decode import BrokenExample, Encoded, open_pillow
 from vit_jax.errors import UserError
+from vit_jax.sections import Data
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EVAL_SPLITS = ("validation", "val", "test")

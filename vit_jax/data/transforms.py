@@ -10,10 +10,10 @@ import math
 import numpy as np
 from PIL import Image
 
-from vit_jax.config import Data, Preprocess
 from vit_jax.data import augment
 from vit_jax.data.decode import Encoded, convert, from_pillow
 from vit_jax.data.resize import FILTER_REACH, SIMD_FILTERS, Box, resize, resize_box
+from vit_jax.sections import Data, Preprocess
 
 Picture = Encoded | Image.Image | np.ndarray
 

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import Model
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.vit import ViT
+from vit_jax.sections import Model
 
 FAMILIES = {"vit": ViT, "mixer": Mixer}
 

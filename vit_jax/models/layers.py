@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import Model
+from vit_jax.sections import Model
 
 XAVIER = nn.initializers.xavier_uniform()
 MLP_KERNEL = {"vit": XAVIER, "mixer": nn.initializers.lecun_normal()}  # as in the published code

@@ -6,10 +6,10 @@ Dims: b batch, h w pixels, c channels or classes, n tokens, d width.
 import flax.linen as nn
 import jax
 
-from vit_jax.config import Model
 from vit_jax.models.layers import DropPath, Mlp, Norm
 from vit_jax.models.stack import run_blocks
 from vit_jax.models.vit import Embed, Pool, head
+from vit_jax.sections import Model
 
 
 class Mixer(nn.Module):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import Model
+from vit_jax.sections import Model
 
 GROUPS = 32  # flax's default, as in the published code
 GROUP_NORM_EPS = 1e-6  # flax's default, as in the published code

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.config import Model
+from vit_jax.sections import Model
 
 # What the backward pass finds kept; all else is computed again. `dots`: products with weights, not attention.
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}

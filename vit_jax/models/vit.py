@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.config import Model
 from vit_jax.models.layers import Block, MapPool, Norm
 from vit_jax.models.resnet import Stem
 from vit_jax.models.stack import run_blocks
+from vit_jax.sections import Model
 
 TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
 

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from vit_jax.config import Data, Spec
 from vit_jax.data import loader
 from vit_jax.data.sources import Source
+from vit_jax.sections import Data, Spec
 from vit_jax.training import mesh as meshes
 from vit_jax.training.step import eval_step, zero_sums
 

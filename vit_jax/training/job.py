@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.config import Config, Spec, preprocess_of
+from vit_jax.config import preprocess_of
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.sections import Config, Spec
 from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, refs, schedules, tables
 from vit_jax.training.evaluate import Evaluator

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import Config, differences, parse, to_dict
+from vit_jax.config import differences, parse, to_dict
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.sections import Config
 from vit_jax.training import diagnose, distributed, start
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes

@@ -6,7 +6,7 @@ Dims: b batch, h w pixels, c channels or classes.
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import Loss
+from vit_jax.sections import Loss
 
 
 def mix(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vit_jax.config import Optim
+from vit_jax.sections import Optim
 from vit_jax.training import schedules, tables
 
 ADAFACTOR_SMALLEST = 32  # smaller dimensions are not factored; big_vision's value

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.config import Config
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.sections import Config
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes
 from vit_jax.training import tables

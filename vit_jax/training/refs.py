@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from vit_jax.config import Config, Model, Spec, parse, parse_spec
+from vit_jax.config import parse, parse_spec
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.sections import Config, Model, Spec
 from vit_jax.training import checkpoint
 from vit_jax.weights import adapt, posemb
 from vit_jax.weights.adapt import Weights

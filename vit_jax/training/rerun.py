@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from vit_jax.config import Config, parse
+from vit_jax.config import parse
+from vit_jax.sections import Config
 from vit_jax.training import checkpoint, provenance, refs
 
 

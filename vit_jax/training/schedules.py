@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.config import Optim
 from vit_jax.errors import UserError
+from vit_jax.sections import Optim
 
 
 def make(cfg: Optim, steps: int) -> optax.Schedule:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.config import Loss, Preprocess
+from vit_jax.sections import Loss, Preprocess
 from vit_jax.training import losses, mixing
 from vit_jax.training.losses import in_top
 from vit_jax.training.optim import follow

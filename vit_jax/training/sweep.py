@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.config import Config
 from vit_jax.errors import UserError
+from vit_jax.sections import Config
 from vit_jax.training import checkpoint, loop
 from vit_jax.training.grid import Point
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from optax.contrib import MuonDimensionNumbers
 
-from vit_jax.config import Optim
 from vit_jax.errors import UserError
+from vit_jax.sections import Optim
 
 
 def by_name(f: Callable[[str], Any], tree: Any) -> Any:

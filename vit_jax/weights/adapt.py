@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.config import Model, Preprocess
 from vit_jax.fields import fail
+from vit_jax.sections import Model, Preprocess
 from vit_jax.weights import posemb
 from vit_jax.weights.report import Note, Report
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from vit_jax.config import Preprocess
+from vit_jax.sections import Preprocess
 from vit_jax.weights import layout, official
 from vit_jax.weights.dialect import Dialect, merge_class_slot
 from vit_jax.weights.names import Names, Row

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vit_jax.config import Model, Preprocess
+from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.names import Names
 from vit_jax.weights.parts import Shape, Table
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vit_jax.config import Model, Preprocess
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
+from vit_jax.sections import Model, Preprocess
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}

@@ -6,7 +6,7 @@ epsilon, heads and image size; a file alone is read with its family's defaults.
 
 from collections.abc import Callable
 
-from vit_jax.config import Model, Preprocess
+from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.dialect import TorchDialect, add_class_slot, merge_class_slot
 from vit_jax.weights.parts import ROWS, Part, Shape, Table, conv, dense, fused, norm, out, project
 from vit_jax.weights.timm import CROPPED, MASK

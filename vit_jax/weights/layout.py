@@ -4,8 +4,8 @@ import math
 import re
 from typing import Any, Literal
 
-from vit_jax.config import MIXER_ONLY, Model
 from vit_jax.fields import fail
+from vit_jax.sections import MIXER_ONLY, Model
 
 # Far beyond any model: what a file claims is believed only up to here, before anything is read or counted up.
 MOST_BLOCKS = 1000

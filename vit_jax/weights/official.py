@@ -3,7 +3,7 @@
 The same names with Linen's counters are read as well. GroupNorm parameters lie as (1, 1, 1, C).
 """
 
-from vit_jax.config import Model, Preprocess
+from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.dialect import Dialect, Flat, add_class_slot
 from vit_jax.weights.names import Names, Row
 

@@ -5,7 +5,7 @@ All of them compute with the exact GELU and an epsilon of 1e-6, and resize posit
 
 import functools
 
-from vit_jax.config import Model, Preprocess
+from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.dialect import Flat, TorchDialect, add_class_slot, merge_class_slot
 from vit_jax.weights.parts import Part, Shape, Table, conv, dense, fused, norm, out, project
 

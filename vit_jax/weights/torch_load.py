@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.config import Model
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
+from vit_jax.sections import Model
 from vit_jax.weights import adapt, fetch, hub, layout, torch_files
 from vit_jax.weights.adapt import Weights
 from vit_jax.weights.arrays import Archive, check, dtype_note, set_in
