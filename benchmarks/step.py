@@ -1,40 +1,52 @@
-"""Images a second of inference and of the train step, sizes, dtypes and optimizers side by side in one run.
+"""Images a second of inference and of the train step, sizes, dtypes, optimizers and peers in one run.
 
     PYTHONPATH=. python benchmarks/step.py                                       # Ti/16, table
     PYTHONPATH=. python benchmarks/step.py --sizes S/16,B/16 --dtypes bfloat16 --batch 64 --json
+    PYTHONPATH=. python benchmarks/step.py --peers timm,timm_compiled,huggingface,flax,official=CHECKOUT
 
-Runs on whatever device jax finds, and needs only jax, flax, optax, and numpy.
+Runs on whatever device jax finds, and needs only jax, flax, optax and numpy; timm and Hugging Face need the
+extra `parity`, the official code a checkout of google-research/vision_transformer.
 Contenders take turns round by round and each figure is the median of its rounds, so that other load falls on
 all alike. On a CPU the figure to trust is images a CPU-second (of all threads of this process); `--one-core`
-keeps XLA to one thread. Model FLOP utilisation is what the products of the model need (two a
-multiply-accumulate, three forward passes a train step) as a part of the rate of one square matrix product of
-the same dtype, a contender of the same rounds. Peak memory is XLA's own account of the compiled program.
+keeps XLA and torch to one thread. `ratio` is how many times as fast as a row ours is on the same work. Model
+FLOP utilisation is what the products of the model need (two a multiply-accumulate, three forward passes a
+train step, all tokens of all blocks) as a part of the rate of one square matrix product of the same dtype, a
+contender of the same rounds. Peak memory is XLA's own account of the compiled program, and torch's of its
+allocations on a GPU.
 
-What was tried and measured: benchmarks/LOG.md.
+What was tried and measured: benchmarks/LOG.md. Whole outputs: benchmarks/results/.
 """
 
 import argparse
-import dataclasses
 import functools
+import importlib
 import json
 import os
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax.models import build, variants
 from vit_jax.sections import Model, Optim, Preprocess
 from vit_jax.training import optim, step
 
-INFERENCE = "inference"
-CLASSES = 1000
+sys.path.insert(0, str(Path(__file__).parent))
+import contenders  # beside this file, as peers are
+from contenders import CLASSES, INFERENCE, Contender, Program, Work
+
 PRODUCT_SIDE = 2048  # large enough for the best rate of the product, on a CPU core well under a second
-COLUMNS = ("name", "images_s", "images_cpu_s", "ratio", "mfu", "compile_s", "peak_mib")
+PEERS = {  # name: module of peers/, and what its `program` takes beside the work
+    "timm": ("torch_vits", {"library": "timm"}),
+    "timm_compiled": ("torch_vits", {"library": "timm", "compile": True}),
+    "huggingface": ("torch_vits", {"library": "huggingface"}),
+    "huggingface_compiled": ("torch_vits", {"library": "huggingface", "compile": True}),
+    "flax": ("linen_vits", {}),
+    "official": ("linen_vits", {}),  # with checkout=
+}
 
 
 class Batch(NamedTuple):
@@ -45,157 +57,83 @@ class Batch(NamedTuple):
     weight: jax.Array
 
 
-@dataclasses.dataclass
-class Contender:
-    """A compiled program that `turn` runs once, and its seconds."""
-
-    name: str
-    flops: float
-    images: int
-    turn: Callable[[], None]
-    compile_s: float = 0.0
-    peak_bytes: int = 0
-    wall_s: list[float] = dataclasses.field(default_factory=list)
-    cpu_s: list[float] = dataclasses.field(default_factory=list)
-
-
-def forward_flops(cfg: Model) -> float:
-    """Two times the multiply-accumulates of an image: patches, projections, attention, MLPs and head."""
-    patches = cfg.grid_hw[0] * cfg.grid_hw[1]
-    tokens = patches + cfg.class_token + cfg.distill_token + cfg.registers
-    d, hidden = cfg.width, cfg.mlp_width * (3 if cfg.mlp == "swiglu" else 2)
-    mixing = tokens * 4 * d * d + 2 * tokens * tokens * d
-    if cfg.family == "mixer":
-        mixing = 2 * tokens * d * cfg.token_width
-    block = mixing + tokens * d * hidden
-    return 2.0 * (patches * cfg.patch_size**2 * 3 * d + cfg.depth * block + d * cfg.classes)
-
-
-def contender(size: str, dtype: str, mode: str, *, image_size: int, batch: int, depth: int) -> Contender:
-    """One program of the model, compiled and warm; `depth` 0 is the size's own."""
-    fields = variants.model(size)
-    fields |= {"image_size": image_size, "depth": depth or fields["depth"]}
-    cfg = Model(**fields, classes=CLASSES, dtype=dtype)
-    if cfg.stem_width:
-        raise SystemExit(f"{size}: the stem's convolutions are not counted: give a ViT or a Mixer")
-    model = build.build(cfg)
-    init = functools.partial(build.init, model, image_hw=cfg.image_hw, channels=3)
+def ours(work: Work) -> Program:
+    """vit_jax's own program for the work."""
+    model = build.build(work.cfg)
+    init = functools.partial(build.init, model, image_hw=work.cfg.image_hw, channels=3)
     params = jax.jit(init)(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    data = Batch(
-        jnp.asarray(rng.integers(0, 256, (batch, *cfg.image_hw, 3)), jnp.uint8),
-        jnp.asarray(rng.integers(0, CLASSES, batch), jnp.int32),
-        jnp.ones(batch, jnp.float32),
-    )
-    name, flops = f"{size} {dtype} {mode}", batch * forward_flops(cfg)
-    if mode == INFERENCE:
+    image, label = map(jnp.asarray, work.examples())
+    if work.mode == INFERENCE:
         apply = lambda params, image: model.apply({"params": params}, step.normalise(image, Preprocess()))
-        return _compiled(name, flops, batch, jax.jit(apply), (params, data.image), carries=False)
-    optimizer = optim.make(Optim(name=mode), 1_000_000)
+        return contenders.compiled(jax.jit(apply), (params, image), carries=False)
+    optimizer = optim.make(Optim(name=work.mode), 1_000_000)
     update = functools.partial(
         step.train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=50
     )
     state = jax.jit(lambda params: step.init_state(params, optimizer))(params)
-    return _compiled(name, 3 * flops, batch, jax.jit(update, donate_argnums=0), (state, data), carries=True)
+    batch = Batch(image, label, jnp.ones(work.batch, jnp.float32))
+    return contenders.compiled(jax.jit(update, donate_argnums=0), (state, batch), carries=True)
+
+
+def works(args: argparse.Namespace) -> list[Work]:
+    """The grid of sizes, dtypes and modes."""
+    out = []
+    for size in args.sizes.split(","):
+        fields = variants.model(size) | {"image_size": args.image_size}
+        fields["depth"] = args.depth or fields["depth"]
+        for dtype in args.dtypes.split(","):
+            cfg = Model(**fields, classes=CLASSES, dtype=dtype)
+            if cfg.stem_width:
+                raise SystemExit(f"{size}: the stem's convolutions are not counted: give a ViT or a Mixer")
+            out += [Work(size, cfg, mode, args.batch) for mode in args.modes.split(",")]
+    return out
+
+
+def entrants(work: Work, peers: Sequence[str]) -> list[Contender]:
+    """Ours, then the peers."""
+    name = f"{work.size} {work.cfg.dtype} {work.mode}"
+    found = [Contender(f"ours {name}", work, work.flops, ours(work))]
+    for peer in peers:
+        kind, _, checkout = peer.partition("=")
+        if kind not in PEERS:
+            raise SystemExit(f"--peers {kind}: use {', '.join(PEERS)}")
+        module, options = PEERS[kind]
+        options = options | ({"checkout": checkout} if kind == "official" else {})
+        program = importlib.import_module(f"peers.{module}").program(work, **options)
+        found.append(Contender(f"{kind} {name}", work, work.flops, program))
+    return found
 
 
 def product(dtype: str) -> Contender:
     """A square matrix product: the rate that utilisation is a part of."""
     a = jnp.full((PRODUCT_SIDE, PRODUCT_SIDE), 0.5, dtype)
-    return _compiled(f"product {dtype}", 2.0 * PRODUCT_SIDE**3, 0, jax.jit(jnp.matmul), (a, a), carries=False)
+    program = contenders.compiled(jax.jit(jnp.matmul), (a, a), carries=False)
+    return Contender(f"product {dtype}", None, 2.0 * PRODUCT_SIDE**3, program)
 
 
-def _compiled(
-    name: str, flops: float, images: int, function: Any, arguments: tuple[Any, ...], *, carries: bool
-) -> Contender:
-    """`function` compiled ahead and run once; with `carries`, its result is its next first argument."""
-    start = time.perf_counter()
-    program = function.lower(*arguments).compile()
-    compile_s = time.perf_counter() - start
-    holder = list(arguments)
-
-    def turn() -> None:
-        result = jax.block_until_ready(program(*holder))
-        if carries:
-            holder[0] = result
-
-    turn()
-    return Contender(name, flops, images, turn, compile_s, _peak_bytes(program))
-
-
-def _peak_bytes(program: Any) -> int:
-    """Arguments, results and temporaries, what is donated once; 0 where XLA keeps no account."""
-    m = program.memory_analysis()
-    if m is None:
-        return 0
-    return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-
-
-def measure(contenders: Sequence[Contender], rounds: int) -> None:
-    """Every contender once a round, in turn."""
-    for _ in range(rounds):
-        for c in contenders:
-            wall, cpu = time.perf_counter(), time.process_time()
-            c.turn()
-            c.wall_s.append(time.perf_counter() - wall)
-            c.cpu_s.append(time.process_time() - cpu)
-
-
-def rows(contenders: Sequence[Contender], products: dict[str, Contender]) -> list[dict[str, Any]]:
-    """A row of figures each; `ratio` is to the first of the same mode, `mfu` to the product of its dtype."""
-    on_cpu = jax.default_backend() == "cpu"
-    seconds = lambda c: statistics.median(c.cpu_s if on_cpu else c.wall_s)
-    first: dict[str, float] = {}
-    table = []
-    for c in contenders:
-        _, dtype, mode = c.name.split()
-        rate, peer = c.images / seconds(c), products[dtype]
-        table.append(
-            {
-                "name": c.name,
-                "images_s": c.images / statistics.median(c.wall_s),
-                "images_cpu_s": rate if on_cpu else None,
-                "ratio": rate / first.setdefault(mode, rate),
-                "mfu": (c.flops / seconds(c)) / (peer.flops / seconds(peer)),
-                "compile_s": c.compile_s,
-                "peak_mib": c.peak_bytes / 2**20,
-            }
-        )
-    return table
-
-
-def text(table: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    cell = lambda v: "" if v is None else v if isinstance(v, str) else f"{v:.3g}" if v < 100 else f"{v:.0f}"
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *([cell(row[c]) for c in COLUMNS] for row in table)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def versions() -> dict[str, str]:
+    """Of what takes part."""
+    names = ("jax", "flax", "torch", "timm", "transformers")
+    return {n: sys.modules[n].__version__ for n in names if n in sys.modules}
 
 
 def main() -> None:
     args = _arguments()
-    if args.one_core:  # read by XLA when the first array is made
+    if args.one_core:  # read by XLA when the first array is made, by OpenMP when torch is loaded
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    dtypes = args.dtypes.split(",")
-    contenders = [
-        contender(size, dtype, mode, image_size=args.image_size, batch=args.batch, depth=args.depth)
-        for size in args.sizes.split(",")
-        for dtype in dtypes
-        for mode in args.modes.split(",")
-    ]
-    products = {dtype: product(dtype) for dtype in dtypes}
-    measure([*contenders, *products.values()], args.rounds)
-    device = jax.devices()[0]
-    head = {"device": device.device_kind, "jax": jax.__version__, "image_size": args.image_size}
+        os.environ["OMP_NUM_THREADS"] = "1"
+    peers = args.peers.split(",") if args.peers else []
+    entered = [c for work in works(args) for c in entrants(work, peers)]
+    products = {dtype: product(dtype) for dtype in args.dtypes.split(",")}
+    contenders.measure([*entered, *products.values()], args.rounds)
+    head = {"device": jax.devices()[0].device_kind, **versions(), "image_size": args.image_size}
     head |= {"batch": args.batch, "rounds": args.rounds}
-    head["product_gflop_s"] = {
-        d: c.flops / statistics.median(c.cpu_s if device.platform == "cpu" else c.wall_s) / 1e9
-        for d, c in products.items()
-    }
-    table = rows(contenders, products)
+    head["product_gflop_s"] = {d: c.flops / c.seconds() / 1e9 for d, c in products.items()}
+    table = contenders.rows(entered, products)
     if args.json:
         print(json.dumps({**head, "rows": table}))
     else:
-        print(f"{json.dumps(head)}\n{text(table)}")
+        print(f"{json.dumps(head)}\n{contenders.text(table)}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -210,6 +148,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--one-core", action="store_true", help="one XLA thread, for comparisons on a CPU")
+    parser.add_argument("--peers", default="", help=f"{', '.join(PEERS)}; official=PATH names its checkout")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

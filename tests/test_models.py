@@ -277,6 +277,21 @@ def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
     assert shapes(cfg) == shapes(other)
 
 
+@pytest.mark.parametrize("change", [{}, {"distill_token": True}, {"registers": 2, "scan": True}])
+def test_the_last_block_computes_no_token_that_no_head_reads(change):
+    cfg = Model(**SMALL | {"depth": 3} | change)
+    params, model = fresh(cfg), build.build(cfg)
+    images_bhwc = jnp.asarray(np.random.default_rng(1).normal(size=(2, *cfg.image_hw, 3)).astype(np.float32))
+    apply = lambda p, **kwargs: model.apply({"params": p}, images_bhwc, **kwargs)
+    whole, state = apply(params, mutable=["intermediates"], capture_intermediates=True)
+    # The same sums over the same numbers, in products of other shapes.
+    np.testing.assert_allclose(apply(params), whole, rtol=1e-5, atol=1e-6)
+    flops = lambda **kwargs: jax.jit(lambda p: apply(p, **kwargs)).lower(params).cost_analysis()["flops"]
+    block = 2 * 2 * (cfg.grid_hw[0] * cfg.grid_hw[1]) * cfg.width * (2 * cfg.width + 2 * cfg.mlp_width)
+    assert flops() < flops(mutable=["intermediates"]) - 0.8 * block
+    assert state["intermediates"]["block_2"]["__call__"][0].shape[1] > cfg.grid_hw[0] * cfg.grid_hw[1]
+
+
 def test_a_scan_drops_at_the_rates_of_each_layer():
     cfg = Model(**SMALL | {"depth": 3, "stochastic_depth": 0.5, "scan": True, "dtype": "bfloat16"})
     params = fresh(cfg)

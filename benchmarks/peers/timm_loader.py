@@ -22,8 +22,7 @@ def loader(jpegs: Sequence[bytes], *, train: bool, batch_size: int, workers: int
     """A torch DataLoader of uint8 batches [b, 3, 224, 224] as `timm.data.create_loader` builds it."""
     import torch
 
-    if importlib.util.find_spec("torchvision") is None:
-        _stand_in_for_torchvision()
+    stand_in_for_torchvision()
     from timm.data.loader import fast_collate
     from timm.data.transforms_factory import create_transform
 
@@ -111,6 +110,7 @@ class InterpolationMode(enum.Enum):
     """torchvision's names."""
 
     NEAREST = "nearest"
+    NEAREST_EXACT = "nearest-exact"
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
     BOX = "box"
@@ -130,8 +130,10 @@ def _resample(interpolation: Any) -> Image.Resampling:
     return Image.Resampling[getattr(interpolation, "name", "BICUBIC")]
 
 
-def _stand_in_for_torchvision() -> None:
-    """Modules with what timm's transforms call, and empty classes for what it only imports."""
+def stand_in_for_torchvision() -> None:
+    """Unless it is installed: modules with what timm's transforms call, and empty classes for the rest."""
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision"):
+        return
 
     def module(name: str, **contents: Any) -> types.ModuleType:
         made = types.ModuleType(name)

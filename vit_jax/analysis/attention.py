@@ -3,14 +3,15 @@
 Dims: l layers, b batch, h heads, n queries, m keys, y x patch grid.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.models.build import build
 from vit_jax.sections import Model
 
 
@@ -42,13 +43,16 @@ def tokens(cfg: Model) -> Tokens:
     return Tokens(slice(0, a), slice(a, b), slice(b, b + cfg.grid_hw[0] * cfg.grid_hw[1]))
 
 
-def capture(model: nn.Module, cfg: Model, params: Any, images_bhwc: jax.Array, *, every: bool) -> Maps:
+def capture(cfg: Model, params: Any, images_bhwc: jax.Array, *, every: bool) -> Maps:
     """Logits and attention of normalised images; jit it, so that what is not returned is not kept.
 
     The weights are those that the model multiplies values with, in its own dtype. Raises UserError for a
     model without attention.
     """
     kinds = tokens(cfg)
+    model = build(
+        dataclasses.replace(cfg, scan=False, remat="none")
+    )  # blocks written out have names to find them by
     logits_bc, state = model.apply({"params": params}, images_bhwc, mutable=["attention"])
     sown: Any = state["attention"]
     blocks = [sown[f"block_{i}"]["attention"]["p"][0].astype(jnp.float32) for i in range(cfg.depth)]

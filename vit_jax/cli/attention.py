@@ -54,7 +54,7 @@ def main() -> None:
     @jax.jit
     def run(params: Any, images_bhwc: Any) -> attention.Maps:
         x_bhwc = normalise(images_bhwc, preprocess)
-        return attention.capture(loaded.model, cfg, params, x_bhwc, every=args.show == "layers")
+        return attention.capture(cfg, params, x_bhwc, every=args.show == "layers")
 
     maps = jax.device_get(run(loaded.params, seen_hwc[None]))
     titles, grids = _choose(args.show, maps, cfg)

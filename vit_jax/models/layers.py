@@ -58,24 +58,32 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1.
 
-    With `qk_norm`, q and k are normalised over k first (arXiv:2302.05442 section 2).
+    With `qk_norm`, q and k are normalised over k first (arXiv:2302.05442 section 2). With `first`, only the
+    first so many tokens of x are asked for, [b, first, d]. A caller who makes the collection `attention`
+    mutable gets the probabilities p of all tokens there.
     """
 
     cfg: Model
+    first: int | None = None
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, source_bmd: jax.Array) -> jax.Array:
         cfg, width = self.cfg, x_bnd.shape[-1]
         head_width = width // cfg.heads
-        project = lambda name, y: HeadsIn(cfg, head_width, name=name)(y)
-        q_bhnk = project("query", x_bnd)
-        k_bhmk = project("key", source_bmd)
-        v_bhmk = project("value", source_bmd)
-        if cfg.qk_norm:
-            q_bhnk, k_bhmk = Norm(cfg, name="query_norm")(q_bhnk), Norm(cfg, name="key_norm")(k_bhmk)
-        s_bhnm = jnp.einsum("bhnk,bhmk->bhnm", q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
-        p_bhnm = softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
-        self.sow("attention", "p", p_bhnm)  # nothing, unless `apply` is asked for this collection
+        heads = {name: HeadsIn(cfg, head_width, name=name) for name in ("query", "key", "value")}
+        norms = {name: Norm(cfg, name=f"{name}_norm") for name in ("query", "key") if cfg.qk_norm}
+        plain = lambda y: y
+        k_bhmk = norms.get("key", plain)(heads["key"](source_bmd))
+        v_bhmk = heads["value"](source_bmd)
+
+        def weights(x_bnd: jax.Array) -> jax.Array:
+            q_bhnk = norms.get("query", plain)(heads["query"](x_bnd))
+            s_bhnm = jnp.einsum("bhnk,bhmk->bhnm", q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
+            return softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
+
+        p_bhnm = weights(x_bnd[:, : self.first])
+        if self.is_mutable_collection("attention"):
+            self.sow("attention", "p", weights(x_bnd) if self.first else p_bhnm)
         y_bhnk = jnp.einsum("bhnm,bhmk->bhnk", p_bhnm, v_bhmk)
         return HeadsOut(cfg, width, name="out")(y_bhnk)
 
@@ -148,22 +156,24 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)), each branch scaled if so set.
 
-    `drop_rate` is the chance of dropping each branch of an example.
+    `drop_rate` is the chance of dropping each branch of an example. With `first`, only the first so many
+    tokens come out, [b, first, d], and nothing else is computed.
     """
 
     cfg: Model
     drop_rate: float | jax.Array
+    first: int | None = None
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg = self.cfg
         drop_path = lambda: DropPath(self.drop_rate, deterministic=not train)
         y_bnd = Norm(cfg, name="norm1")(x_bnd)
-        y_bnd = Attention(cfg, name="attention")(y_bnd, y_bnd)
+        y_bnd = Attention(cfg, self.first, name="attention")(y_bnd, y_bnd)
         y_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
         if cfg.layer_scale:
             y_bnd = LayerScale(cfg, name="scale1")(y_bnd)
-        x_bnd = x_bnd + drop_path()(y_bnd)
+        x_bnd = x_bnd[:, : self.first] + drop_path()(y_bnd)
         y_bnd = Norm(cfg, name="norm2")(x_bnd)
         y_bnd = Mlp(cfg, cfg.mlp_width, name="mlp")(y_bnd, train=train)
         if cfg.layer_scale:

@@ -3,6 +3,7 @@
 Dims: b batch, h w pixels or grid, c channels or classes, n tokens, d width, p features before the head.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -35,7 +36,7 @@ class ViT(nn.Module):
         cfg = self.cfg
         x_bnd = Embed(cfg, name="embed")(images_bhwc)
         x_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(x_bnd)
-        x_bnd = run_blocks(self, Block, x_bnd, train=train)
+        x_bnd = run_blocks(self, Block, x_bnd, train=train, last=self._last_block())
         x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bp = Pool(cfg, name="pool")(x_bnd, train=train)
         logits_bc = head(cfg, "head")(x_bp)
@@ -43,6 +44,13 @@ class ViT(nn.Module):
             return logits_bc
         distill_bc = head(cfg, "head_distill")(x_bnd[:, 1])
         return (logits_bc, distill_bc) if train else (logits_bc + distill_bc) / 2
+
+    def _last_block(self) -> Callable[..., nn.Module]:
+        # Where heads read the class (and distillation) token alone, the last block computes no other, unless
+        # the caller captures what comes out of the blocks.
+        if self.cfg.pooling != "token" or self.is_mutable_collection("intermediates"):
+            return Block
+        return functools.partial(Block, first=1 + self.cfg.distill_token)
 
 
 class Embed(nn.Module):
