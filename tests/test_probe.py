@@ -350,6 +350,14 @@ def test_a_write_that_fails_leaves_nothing(job, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_features_that_are_not_finite_are_not_kept(job, tmp_path):
+    made, params, source, _ = job
+    params["norm"]["scale"][0] = np.nan
+    with pytest.raises(UserError, match="features that are not finite: block_0/token, block_0/gap"):
+        features.Cache(tmp_path).split(made, params, source)
+    assert list(tmp_path.iterdir()) == []
+
+
 # The command
 
 

@@ -138,7 +138,10 @@ class Job:
         return json.dumps(facts, sort_keys=True)
 
     def run(self, params: Any, source: Source) -> Split:
-        """Every example through the model, on all devices. Raises UserError if none can be read."""
+        """Every example through the model, on all devices.
+
+        Raises UserError if none can be read, or for features that are not finite.
+        """
         mesh = meshes.make("any", 1)
         size = -(-self.batch_size // mesh.size) * mesh.size
         params = jax.device_put(params, meshes.shardings(params, mesh))
@@ -160,7 +163,13 @@ class Job:
         label_n = np.concatenate(labels)
         if not len(label_n):
             raise UserError(f"data.name={self.data.name}: no example of the split can be read")
-        return Split({column: np.concatenate(parts) for column, parts in rows.items()}, label_n)
+        made = {column: np.concatenate(parts) for column, parts in rows.items()}
+        bad = [column.name for column, x_np in made.items() if not np.isfinite(x_np).all()]
+        if bad:
+            raise UserError(
+                f"the model gives features that are not finite: {', '.join(bad)}: nothing was kept"
+            )
+        return Split(made, label_n)
 
 
 @dataclasses.dataclass(frozen=True)
