@@ -17,7 +17,10 @@ from vit_jax.training import loop
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "train.py",
-    *(f"-m vit_jax.cli.{name}" for name in ("predict", "evaluate", "attention", "convert", "export", "info")),
+    *(
+        f"-m vit_jax.cli.{name}"
+        for name in ("predict", "evaluate", "attention", "probe", "convert", "export", "info")
+    ),
 )
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 

@@ -51,7 +51,7 @@ def tfds(cfg: Data, *, train: bool) -> Tfds:
     """A prepared TFDS data set in array_record form, read without TensorFlow. Raises UserError."""
     import tensorflow_datasets as tfds  # half a second, and only needed here
 
-    data_dir = os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    data_dir = tfds_dir(cfg)
     if not TFDS_NAME.fullmatch(cfg.name):
         raise UserError(
             f"data.name={cfg.name} is not a data set: use digits, folder, or the name of a TFDS data set"
@@ -78,6 +78,11 @@ def tfds(cfg: Data, *, train: bool) -> Tfds:
         raise UserError(f"data split {split} of {cfg.name}: {str(e).partition(chr(10))[0]}") from e
     names = tuple(builder.info.features["label"].names)
     return Tfds(f"{cfg.name} {split}", names, records, builder.info.features)
+
+
+def tfds_dir(cfg: Data) -> str:
+    """Where TFDS data sets lie: `cfg.dir`, else $TFDS_DATA_DIR, else TFDS's own default."""
+    return os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
 @dataclasses.dataclass(frozen=True)

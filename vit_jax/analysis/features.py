@@ -1,0 +1,239 @@
+"""Frozen features of a model: of which block, pooled how, computed once and kept in a file.
+
+Dims: b batch, n examples or tokens, d width, p features of a column.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.data import loader, sources
+from vit_jax.data.sources import Source
+from vit_jax.errors import UserError
+from vit_jax.models.build import build
+from vit_jax.models.layers import Norm
+from vit_jax.sections import Data, Model, Preprocess
+from vit_jax.training import mesh as meshes
+from vit_jax.training.step import normalise
+
+FORMAT = 1  # of what is kept; another number for another meaning, so that no old file is taken
+POOLINGS = ("token", "gap", "head")
+
+
+class Column(NamedTuple):
+    """Features after block `layer`: its class token, the mean of its patches, or the input of the head."""
+
+    layer: int
+    pooling: str
+
+    @property
+    def name(self) -> str:
+        """Such as block_11/gap."""
+        return f"block_{self.layer}/{self.pooling}"
+
+
+class Split(NamedTuple):
+    """float32 [n, p] of each column, and int32 labels [n], in the order of the split."""
+
+    columns: dict[Column, np.ndarray]
+    label: np.ndarray
+
+
+def seen_by_head(cfg: Model) -> Column:
+    """What the head is applied to; by the name of a plain pooling, where it is no more than that."""
+    plain = cfg.pooling in ("token", "gap") and not cfg.pre_logits
+    return Column(cfg.depth - 1, cfg.pooling if plain else "head")
+
+
+def choose(cfg: Model, *, layers: int, poolings: Iterable[str]) -> tuple[Column, ...]:
+    """The columns of the last `layers` blocks, each once. Raises UserError for those that `cfg` lacks.
+
+    The head is only ever applied to the last block: "head" is one column.
+    """
+    if not 1 <= layers <= cfg.depth:
+        raise UserError(f"--layers={layers} is not between 1 and the {cfg.depth} blocks of the model")
+    found: list[Column] = []
+    for pooling in poolings:
+        if pooling not in POOLINGS:
+            raise UserError(f"--pooling={pooling} is not one of {', '.join(POOLINGS)}")
+        if pooling == "token" and not cfg.class_token:
+            raise UserError("--pooling=token: the model has no class token: use gap or head")
+        if pooling == "head":
+            found.append(seen_by_head(cfg))
+        else:
+            found += [Column(i, pooling) for i in range(cfg.depth - layers, cfg.depth)]
+    return tuple(dict.fromkeys(found))
+
+
+def meaningful(cfg: Model) -> tuple[str, ...]:
+    """The poolings that `cfg` has."""
+    return POOLINGS if cfg.class_token else POOLINGS[1:]
+
+
+def extract(
+    cfg: Model, params: Any, image_bhwc: jax.Array, columns: tuple[Column, ...]
+) -> dict[Column, jax.Array]:
+    """float32 [b, p] of each column for normalised images, dropout off.
+
+    Tokens are those of the block under the model's final norm, as DINO evaluates its last blocks
+    (arXiv:2104.14294 appendix F.2); after the last block this is what pooling sees.
+    """
+    # Blocks written out have names to capture by; a scan computes the same from the same parameters.
+    model = build(dataclasses.replace(cfg, scan=False, remat="none"))
+    wanted = {f"block_{column.layer}" for column in columns} | {"pool"}
+    _, state = model.apply(
+        {"params": params},
+        image_bhwc,
+        capture_intermediates=lambda module, method: module.name in wanted and method == "__call__",
+        mutable=["intermediates"],
+    )
+    captured: Any = state["intermediates"]
+    prefix = cfg.class_token + cfg.distill_token + cfg.registers
+
+    def pooled(column: Column) -> Any:
+        if column.pooling == "head":
+            return captured["pool"]["__call__"][0]
+        x_bnd = captured[f"block_{column.layer}"]["__call__"][0]
+        x_bnd: Any = Norm(cfg).apply({"params": params["norm"]}, x_bnd)
+        return x_bnd[:, 0] if column.pooling == "token" else x_bnd[:, prefix:].mean(axis=1, dtype=jnp.float32)
+
+    return {column: pooled(column).astype(jnp.float32) for column in columns}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be computed of a split, but for the parameters and the examples themselves."""
+
+    cfg: Model
+    preprocess: Preprocess
+    data: Data
+    columns: tuple[Column, ...]
+    train: bool
+    batch_size: int
+
+    def key(self, params: Any, source: Source) -> str:
+        """All that the features depend on, as JSON: weights, preprocessing, columns, examples."""
+        data = self.data
+        facts = {
+            "format": FORMAT,
+            "model": dataclasses.asdict(self.cfg),
+            "params": _digest(np.asarray(x).tobytes() for x in jax.tree.leaves(params)),
+            "preprocess": dataclasses.asdict(self.preprocess),
+            "columns": [column.name for column in self.columns],
+            "data": [data.name, data.train_split if self.train else data.eval_split, data.on_error],
+            "train": self.train,
+            "files": _digest([json.dumps(sources.files_of(data)).encode()]),
+            "size": source.size,
+            "classes": source.class_names,
+        }
+        return json.dumps(facts, sort_keys=True)
+
+    def run(self, params: Any, source: Source) -> Split:
+        """Every example through the model, on all devices.
+
+        Raises UserError if none can be read, or for features that are not finite.
+        """
+        mesh = meshes.make("any", 1)
+        size = -(-self.batch_size // mesh.size) * mesh.size
+        params = jax.device_put(params, meshes.shardings(params, mesh))
+
+        @jax.jit
+        def forward(params: Any, image_bhwc: Any) -> dict[Column, jax.Array]:
+            return extract(self.cfg, params, normalise(image_bhwc, self.preprocess), self.columns)
+
+        batches = loader.EvalBatches(source, self.preprocess, self.cfg.image_hw, size, list(range(size)))
+        labels: list[np.ndarray] = []
+        rows: dict[Column, list[np.ndarray]] = {column: [] for column in self.columns}
+        with jax.set_mesh(mesh):
+            for batch in loader.iterate(batches, self.data):
+                real = batch.weight > 0
+                labels.append(batch.label[real])
+                image_bhwc = jax.device_put(batch.image, meshes.batch_sharding(mesh))
+                for column, x_bp in forward(params, image_bhwc).items():
+                    rows[column].append(np.asarray(x_bp)[real])
+        label_n = np.concatenate(labels)
+        if not len(label_n):
+            raise UserError(f"data.name={self.data.name}: no example of the split can be read")
+        made = {column: np.concatenate(parts) for column, parts in rows.items()}
+        bad = [column.name for column, x_np in made.items() if not np.isfinite(x_np).all()]
+        if bad:
+            raise UserError(
+                f"the model gives features that are not finite: {', '.join(bad)}: nothing was kept"
+            )
+        return Split(made, label_n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """A folder of features, one file a key. Raises UserError if it cannot be written to."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()  # now, and not after the features are computed
+        except OSError as error:
+            raise _not_writable(self.folder, error) from error
+
+    def split(self, job: Job, params: Any, source: Source) -> tuple[Split, Path, bool]:
+        """(features, their file, whether they were in it); what was not there is computed and kept."""
+        key = job.key(params, source)
+        path = self.folder / f"{_digest([key.encode()])}.npz"
+        found = load(path, key, job.columns)
+        if found is not None:
+            return found, path, True
+        made = job.run(params, source)
+        save(path, key, made)
+        return made, path, False
+
+
+def load(path: Path, key: str, columns: tuple[Column, ...]) -> Split | None:
+    """What `save` wrote under `key`; None if there is nothing, something else, or something broken.
+
+    Bytes that changed on disk are found by the sums that npz files carry.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["key"]) != key:
+                return None
+            return Split({column: file[column.name] for column in columns}, file["label"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def save(path: Path, key: str, split: Split) -> None:
+    """Write under another name, then rename: readers see all or nothing. Raises UserError."""
+    arrays: Any = {column.name: x_np for column, x_np in split.columns.items()}
+    part = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            part = Path(file.name)
+            np.savez(file, key=np.array(key), label=split.label, **arrays)
+        part.replace(path)
+    except BaseException as error:
+        if part:
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _not_writable(path.parent, error) from error
+        raise
+
+
+def _not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write --cache {folder}: {error.strerror}: choose another folder")
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()

@@ -1,0 +1,262 @@
+"""What frozen features are worth: k-NN, few-shot and linear probes of a model on a data set, in one table."""
+
+import argparse
+import csv
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax import config
+from vit_jax.cli.common import make_parser, run_command
+from vit_jax.errors import UserError
+
+EXAMPLES = """examples:
+  python -m vit_jax.cli.probe runs/quickstart
+  python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --json
+  python -m vit_jax.cli.probe augreg/B_16 --data.name=cifar10 --data.train_split=train[:20%] --layers 2
+  python -m vit_jax.cli.probe runs/b16 --pooling token --lr 0.01,0.1 --weight_decay 0,1e-4 --out probe.md
+
+data fields that are not given are those that the run was trained with. Features are computed once for the
+same weights, preprocessing and files, without augmentation, and kept in --cache.
+
+k-NN (cosine; plain votes, and weighted as DINO's) looks among the whole train split. A tenth of that split is
+held out from the other probes: it chooses the l2 of the few-shot ridge regressions (mean of 3 draws), and the
+one linear head of all that is then told on the eval split. The eval split chooses nothing. Linear heads of
+every block, pooling, learning rate and weight decay are trained at once. Where the model itself was trained
+on that train split, its features know the held-out examples, and accuracy on them flatters.
+"""
+HELD_OUT = 0.1  # of the train split
+FEWEST = 20  # training examples that can be split
+L2 = tuple(
+    2.0**i for i in range(-10, 21, 3)
+)  # features have deviation 1: sums of squares are of the examples
+LAYERS = 4  # as DINO's linear evaluation, arXiv:2104.14294
+HEADER = ("probe", "features", "chosen", "held out", "eval split")
+Row = tuple[str, str, str, str, str]
+
+
+def main() -> None:
+    """Parse the command line, get the features, probe them, print."""
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument(
+        "--layers", type=int, help="how many of the last blocks (default: 4, or all of fewer)"
+    )
+    parser.add_argument("--pooling", help="of token, gap and head, with commas (default: all that differ)")
+    parser.add_argument("--neighbours", default="10,20,50", help="k of k-NN (default: 10,20,50)")
+    parser.add_argument("--shots", default="1,5,10,25", help="examples a class (default: 1,5,10,25)")
+    rates = "0.001,0.003,0.01,0.03,0.1,0.3,1,3"
+    parser.add_argument("--lr", default=rates, help=f"learning rates of linear heads (default: {rates})")
+    decays = "0,1e-5,1e-4,1e-3,1e-2"
+    parser.add_argument("--weight_decay", default=decays, help=f"of linear heads (default: {decays})")
+    parser.add_argument("--epochs", type=int, default=10, help="passes of linear heads (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is held out, drawn and shuffled")
+    parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
+    parser.add_argument("--batch_size", type=int, default=128, help="images a batch (default: 128)")
+    parser.add_argument("--cache", type=Path, help="folder of features (default: in the user's cache)")
+    parser.add_argument("--out", type=Path, help="write the table to this .md or .csv file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args, rest = parser.parse_known_args()
+    _check(args)
+
+    cfg, columns, train, test, names = _features(args, rest)
+    facts = {"ref": args.ref, **_probe(args, cfg, columns, train, test, names)}
+    if args.out:
+        _write(args.out, rows(facts))
+    print(json.dumps(facts) if args.json else text(facts))
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("batch_size", "epochs"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed={args.seed} must be at least 0")
+    if args.out and args.out.suffix not in (".md", ".csv"):
+        raise UserError(f"--out={args.out} is neither a .md nor a .csv file")
+    for name, kind, low in (
+        ("neighbours", int, 1),
+        ("shots", int, 1),
+        ("lr", float, 0),
+        ("weight_decay", float, 0),
+    ):
+        setattr(args, name, _numbers(name, getattr(args, name), kind, low))
+
+
+def _numbers(name: str, text: str, kind: Callable[[str], Any], low: float) -> tuple[Any, ...]:
+    """Distinct numbers with commas between, in ascending order. Raises UserError."""
+    try:
+        found = sorted({kind(part) for part in text.split(",")})
+    except ValueError as e:
+        raise UserError(f"--{name}={text} is not a list of numbers: write --{name} 1,2,3, for example") from e
+    if not all(low <= x < float("inf") for x in found):
+        raise UserError(f"--{name}={text}: every number must be at least {low}, and finite")
+    return tuple(found)
+
+
+def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any, Any, list[str]]:
+    """(model section, columns to train heads on, train split, eval split, class names)."""
+    import vit_jax  # after parsing: --help stays quick
+    from vit_jax.analysis import features
+    from vit_jax.data import sources
+    from vit_jax.weights import fetch
+
+    loaded = vit_jax.load(args.ref, image_size=args.image_size, headless=True)
+    cfg, data = loaded.spec.model, config.override_data(loaded.data, rest)
+    if data.channels != loaded.spec.preprocess.channels:
+        raise UserError(
+            f"data.channels={data.channels} is not the {loaded.spec.preprocess.channels} that the model takes"
+        )
+    poolings = args.pooling.split(",") if args.pooling else features.meaningful(cfg)
+    layers = min(LAYERS, cfg.depth) if args.layers is None else args.layers
+    columns = features.choose(cfg, layers=layers, poolings=poolings)
+    train, test = (sources.open_split(data, train=train) for train in (True, False))
+    if train.class_names != test.class_names:
+        raise UserError("the train and the eval split have other classes: give splits of one data set")
+    fewest = max(FEWEST, *args.neighbours)
+    if train.size < fewest:
+        raise UserError(
+            f"the train split has {train.size} examples: want at least {fewest}, for --neighbours and to "
+            "hold some out"
+        )
+    every = tuple(dict.fromkeys([*columns, features.seen_by_head(cfg)]))
+    cache = features.Cache(args.cache or fetch.cache_dir() / "features")
+    made = []
+    for source, is_train in ((train, True), (test, False)):
+        job = features.Job(cfg, config.preprocess_of(data), data, every, is_train, args.batch_size)
+        start = time.perf_counter()
+        split, path, found = cache.split(job, loaded.params, source)
+        spent = time.perf_counter() - start
+        how = f"read from {path}" if found else f"made in {spent:.1f} s, kept in {path}"
+        name = "train" if is_train else "eval"
+        print(f"{name} split: features of {len(split.label):,} examples, {how}", file=sys.stderr)
+        made.append(split)
+    return cfg, columns, *made, list(train.class_names)
+
+
+def _probe(
+    args: argparse.Namespace, cfg: Any, columns: Any, train: Any, test: Any, names: list[str]
+) -> dict[str, Any]:
+    """What every probe found, as `--json` prints it."""
+    from vit_jax.analysis import features, probes
+
+    head = features.seen_by_head(cfg)
+    classes = max(len(names), int(train.label.max()) + 1, int(test.label.max()) + 1)
+    order = np.random.default_rng(args.seed).permutation(len(train.label))
+    held, kept = np.split(order, [round(HELD_OUT * len(order))])
+    part = lambda split, at: probes.Part(split.columns[head][at], split.label[at])
+    three = (part(train, kept), part(train, held), part(test, slice(None)))
+    voted = probes.knn(
+        train.columns[head], train.label, test.columns[head], classes=classes, neighbours=args.neighbours
+    )
+    start = time.perf_counter()
+    found = {
+        "examples": {"train": len(kept), "held_out": len(held), "eval": len(test.label)},
+        "features": head.name,
+        "knn": [
+            {"vote": vote, "k": k, "top1": float((p == test.label).mean())} for (vote, k), p in voted.items()
+        ],
+        "few_shot": [
+            probes.few_shot(*three, shots=shots, l2=L2, classes=classes, seed=args.seed)._asdict()
+            for shots in args.shots
+        ],
+        "linear": _linear(args, columns, train, test, (kept, held), classes),
+    }
+    print(f"probes: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    return found
+
+
+def _linear(
+    args: argparse.Namespace, columns: Any, train: Any, test: Any, at: tuple[Any, Any], classes: int
+) -> dict[str, Any]:
+    """The best head of each column by the held-out part, and the best of all on the eval split."""
+    from vit_jax.analysis import probes, statistics
+
+    kept, held = at
+    scales = [probes.standard(train.columns[column][kept]) for column in columns]
+    stacked = lambda split, at: probes.Part(
+        probes.stack([scale(split.columns[c][at]) for scale, c in zip(scales, columns, strict=True)]),
+        split.label[at],
+    )
+    grid = list(itertools.product(args.lr, args.weight_decay))
+    rates, decays = map(np.array, zip(*grid, strict=True))
+    parts = (stacked(train, kept), stacked(train, held), stacked(test, slice(None)))
+    told = {"classes": classes, "epochs": args.epochs, "seed": args.seed}
+    found = probes.linear(*parts, rates=rates, decays=decays, **told)
+    best = [int(hits.argmax()) for hits in found.held_out]
+    best[found.column] = found.head  # among equals, the one that was chosen
+    low, high = statistics.bootstrap_interval(found.correct)
+    return {
+        "heads": found.held_out.size,
+        "columns": [
+            {
+                "features": column.name,
+                "lr": grid[h][0],
+                "weight_decay": grid[h][1],
+                "held_out": float(found.held_out[g, h]),
+            }
+            for g, (column, h) in enumerate(zip(columns, best, strict=True))
+        ],
+        "chosen": found.column,
+        "top1": float(found.correct.mean()),
+        "top1_interval": [low, high],
+    }
+
+
+def rows(facts: dict[str, Any]) -> list[Row]:
+    """The table: (probe, features, what was chosen, top-1 on the held-out part, on the eval split)."""
+    seen, linear = facts["features"], facts["linear"]
+    table: list[Row] = [(f"{k['k']}-NN, {k['vote']}", seen, "", "", f"{k['top1']:.2%}") for k in facts["knn"]]
+    for few in facts["few_shot"]:
+        name = f"few-shot, {few['shots']} a class"
+        top1 = f"{few['top1']:.2%} ± {few['top1_std']:.2%}"
+        table.append((name, seen, f"l2 {few['l2']:g}", f"{few['held_out']:.2%}", top1))
+    for i, c in enumerate(linear["columns"]):
+        chosen = f"lr {c['lr']:g}, decay {c['weight_decay']:g}"
+        top1 = f"{linear['top1']:.2%}" if i == linear["chosen"] else ""
+        table.append(("linear", c["features"], chosen, f"{c['held_out']:.2%}", top1))
+    return table
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The table with columns in line, and what its figures are of."""
+    table = [HEADER, *rows(facts)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    n, linear = facts["examples"], facts["linear"]
+    low, high = linear["top1_interval"]
+    lines += [
+        f"top-1; of the train split {n['train']:,} examples train heads, and {n['held_out']:,} choose them",
+        f"the eval split has {n['eval']:,}; on it the best of {linear['heads']:,} linear heads is within "
+        f"{low:.2%} .. {high:.2%} (95%, bootstrap)",
+    ]
+    return "\n".join(lines)
+
+
+def _write(path: Path, table: list[Row]) -> None:
+    """The table as Markdown or CSV. Raises UserError."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            if path.suffix == ".csv":
+                csv.writer(file).writerows([HEADER, *table])
+            else:
+                lines = [HEADER, ("---",) * len(HEADER), *table]
+                file.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+    except OSError as e:
+        raise UserError(f"cannot write --out {path}: {e.strerror}") from e
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
