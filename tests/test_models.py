@@ -277,7 +277,7 @@ def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
     assert shapes(cfg) == shapes(other)
 
 
-@pytest.mark.parametrize("change", [{}, {"distill_token": True}, {"registers": 2, "scan": True}])
+@pytest.mark.parametrize("change", [{}, {"distill_token": True}, {"registers": 2, "layer_scale": 0.1}])
 def test_the_last_block_computes_no_token_that_no_head_reads(change):
     cfg = Model(**SMALL | {"depth": 3} | change)
     params, model = fresh(cfg), build.build(cfg)

@@ -30,33 +30,30 @@ def run_blocks(
 ) -> jax.Array:
     """`x_bnd` through blocks `kind(cfg, drop_rate)`, submodules of `parent` (in its compact method).
 
-    The last block is `last(cfg, drop_rate)`, if given. Drop rates grow linearly to cfg.stochastic_depth
-    (arXiv:1603.09382). A scan draws other dropout.
+    Where it is given, and there is no scan, the last block is `last(cfg, drop_rate)`. Drop rates grow linearly
+    to cfg.stochastic_depth (arXiv:1603.09382). A scan draws other dropout.
     """
     cfg: Model = parent.cfg  # pyright: ignore[reportAttributeAccessIssue]
     rates = np.linspace(0.0, cfg.stochastic_depth, cfg.depth)
+    if cfg.scan and not parent.is_initializing():
+        return _scanned(parent, kind, x_bnd, rates, train=train)
     call: Any = lambda block, x_bnd: block(x_bnd, train=train)
     if cfg.remat != "none":
         call = nn.remat(call, policy=POLICIES[cfg.remat])
-    scanned = cfg.depth - bool(last) if cfg.scan and not parent.is_initializing() else 0
-    if scanned:
-        x_bnd = _scanned(parent, kind, x_bnd, rates[:scanned], train=train)
-    for i in range(scanned, cfg.depth):
+    for i, rate in enumerate(rates):
         make = last if last and i == cfg.depth - 1 else kind
-        x_bnd = call(make(cfg, float(rates[i]), name=f"block_{i}"), x_bnd)
+        x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), x_bnd)
     return x_bnd
 
 
 def _scanned(
     parent: nn.Module, kind: Callable[..., nn.Module], x_bnd: jax.Array, rates: np.ndarray, *, train: bool
 ) -> jax.Array:
-    """`x_bnd` through the first len(rates) blocks."""
     cfg: Model = parent.cfg  # pyright: ignore[reportAttributeAccessIssue]
     params = parent.variables["params"]
-    depth = len(rates)
-    layers = jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in range(depth)))
+    layers = jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in range(cfg.depth)))
     draws = train and (cfg.dropout or cfg.stochastic_depth)
-    keys = jax.random.split(parent.make_rng("dropout"), depth) if draws else None
+    keys = jax.random.split(parent.make_rng("dropout"), cfg.depth) if draws else None
 
     def body(x_bnd: jax.Array, layer: Any) -> tuple[Any, None]:
         params, rate, key = layer
