@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.cli.common import make_parser, run_command
-from vit_jax.errors import UserError
+from vit_jax.cli.common import make_parser, run_command, save_sheet
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.attention runs/b16 cat.jpg --out attention.png
@@ -59,7 +58,7 @@ def main() -> None:
     maps = jax.device_get(run(loaded.params, seen_hwc[None]))
     titles, grids = _choose(args.show, maps, cfg)
     if args.out:
-        draw(seen_hwc, titles, grids, args.out)
+        save_sheet(overlays(seen_hwc, grids), ["image", *titles], args.out, columns=COLUMNS)
     facts = _facts(args.image, maps, cfg)
     print(json.dumps(facts | {"maps": grids.tolist()}) if args.json else _table(facts))
 
@@ -97,31 +96,19 @@ def _table(facts: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {i:3} {d:8.1f}" for i, d in enumerate(facts["distance_px"]))])
 
 
-def draw(image_hwc: np.ndarray, titles: list[str], grids: np.ndarray, path: Path) -> None:
-    """The image, then a map over it a title. Raises UserError if the file cannot be written."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure  # slow to import, and only needed here
+def overlays(image_hwc: np.ndarray, grids: np.ndarray) -> list[Image.Image]:
+    """The uint8 image, then each map [y, x] as a heat over it, from its least value to its largest."""
+    from matplotlib import colormaps  # slow to import, and only needed here
 
     h, w, _ = image_hwc.shape
-    base_hwc = np.broadcast_to(image_hwc, (h, w, 3)) / 255
-    panels = [("image", base_hwc)]
-    for title, grid in zip(titles, grids, strict=True):
+    base_hwc = np.broadcast_to(image_hwc, (h, w, 3))
+    panels = [base_hwc]
+    for grid in grids:
         scaled = (grid - grid.min()) / max(float(np.ptp(grid)), 1e-12)
         large = Image.fromarray(scaled.astype(np.float32)).resize((w, h), Image.Resampling.BILINEAR)
-        heat = colormaps["inferno"](np.asarray(large))[..., :3]
-        panels.append((title, HEAT * heat + (1 - HEAT) * base_hwc))
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.axis("off")
-    for axes, (title, panel) in zip(figure.axes, panels, strict=False):
-        axes.imshow(np.clip(panel, 0, 1))
-        axes.set_title(title, fontsize=9)
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot write --out {path}: {e}") from e
+        heat_hwc = 255 * colormaps["inferno"](np.asarray(large))[..., :3]
+        panels.append((HEAT * heat_hwc + (1 - HEAT) * base_hwc).round().astype(np.uint8))
+    return [Image.fromarray(np.ascontiguousarray(panel)) for panel in panels]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,19 @@
-"""What every command shares: the shape of --help, one line for a user's mistake, a traceback for ours."""
+"""What commands share: the shape of --help, one line for a user's mistake, a traceback for ours, pictures."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square
 
 
 def make_parser(description: str | None, examples: str) -> argparse.ArgumentParser:
@@ -27,6 +35,30 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 2
     except BrokenPipeError:
         return 1  # the reader went away, as in `| head`
+
+
+def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *, columns: int) -> None:
+    """Pictures in rows of at most `columns`, a title over each. Raises UserError if it cannot be written."""
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, picture, title in zip(figure.axes, pictures, titles, strict=False):
+        smooth = None if picture.width >= PANEL_PX else "nearest"
+        axes.imshow(picture, cmap="gray", interpolation=smooth)
+        axes.set_title(title, fontsize=10)
+    save_figure(figure, path, "--out")
+
+
+def save_figure(figure: "Figure", path: Path, option: str) -> None:
+    """Write to the file that `option` named. Raises UserError if it cannot be written."""
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot write {option} {path}: {e}") from e
 
 
 def use_huge_pages() -> None:

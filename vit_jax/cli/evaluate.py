@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import make_parser, run_command
+from vit_jax.cli.common import make_parser, run_command, save_figure
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -159,10 +159,7 @@ def draw(found: Any, names: list[str], path: Path) -> None:
     if len(names) <= 30:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot write --confusion {path}: {e}") from e
+    save_figure(figure, path, "--confusion")
 
 
 if __name__ == "__main__":

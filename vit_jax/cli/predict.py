@@ -2,7 +2,6 @@
 
 import glob
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vit_jax.cli.common import make_parser, run_command
+from vit_jax.cli.common import PANEL_PX, make_parser, run_command, save_sheet
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -22,7 +21,6 @@ EXAMPLES = """examples:
 Where `evaluate --calibrate` left a calibration, confidences are calibrated, and --coverage gives the set of
 classes that holds the true one with at least that chance.
 """
-PANEL_PX = 224  # height of a picture in --out
 MOST_PANELS = 64
 BATCH = 64  # images in memory at a time
 
@@ -71,7 +69,8 @@ def main() -> None:
         batch = next(batches, [])
         images = [read_image(path) for path in batch]
     if args.out:
-        draw([image for image, _ in panels], [title for _, title in panels], args.out)
+        images, titles = zip(*panels, strict=True)
+        save_sheet(images, titles, args.out, columns=4 if len(panels) <= 16 else 8)
 
 
 def _expand(words: Iterable[str]) -> Iterator[Path]:
@@ -117,24 +116,6 @@ def _row(loaded: Any, path: Path, p_c: Any, top: int) -> dict[str, Any]:
 def _text(row: dict[str, Any]) -> str:
     lines = [row["path"], *(f"  {p['confidence']:7.2%}  {p['class']}" for p in row["predictions"])]
     return "\n".join([*lines, *([f"  set: {', '.join(row['set'])}"] if "set" in row else [])])
-
-
-def draw(images: list[Image.Image], titles: list[str], path: Path) -> None:
-    """A sheet of images with a title each. Raises UserError if the file cannot be written."""
-    from matplotlib.figure import Figure  # slow to import, and only needed here
-
-    columns = min(4 if len(images) <= 16 else 8, len(images))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.8 * rows), layout="constrained")
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.axis("off")
-    for axes, image, title in zip(figure.axes, images, titles, strict=False):
-        axes.imshow(image, cmap="gray", interpolation="nearest" if image.width < PANEL_PX else None)
-        axes.set_title(title, fontsize=11)
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot write --out {path}: {e}") from e
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def run_blocks(
 ) -> jax.Array:
     """`x_bnd` through blocks `kind(cfg, drop_rate)`, submodules of `parent` (in its compact method).
 
-    Where it is given, and there is no scan, the last block is `last(cfg, drop_rate)`. Drop rates grow linearly
-    to cfg.stochastic_depth (arXiv:1603.09382). A scan draws other dropout.
+    Where `last` is given and there is no scan, it makes the last block. Drop rates grow linearly to
+    cfg.stochastic_depth (arXiv:1603.09382). A scan draws other dropout.
     """
     cfg: Model = parent.cfg  # pyright: ignore[reportAttributeAccessIssue]
     rates = np.linspace(0.0, cfg.stochastic_depth, cfg.depth)
