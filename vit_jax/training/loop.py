@@ -152,7 +152,8 @@ class _Loop:
             self._save(state, step, metrics)
         batch = meshes.to_devices(self._batches()[step], size, job.mesh)
         ids = diagnose.example_ids(step, batch_size=size, seed=job.cfg.seed, size=job.data.train.size)
-        where = diagnose.explain(build.build(job.spec.model), state.params, batch, job.spec.preprocess)
+        params = job.unpack(state.params)
+        where = diagnose.explain(build.build(job.spec.model), params, batch, job.spec.preprocess)
         self.report.say(f"examples of the batch of step {step}: {ids}")
         self.checkpoints.close()
         raise UserError(
@@ -193,7 +194,7 @@ class _Loop:
         self.report.curves()
         known = self.best.newest_record()
         if known is None or best_metrics["top1"] > known["metrics"]["top1"]:
-            self.best.save(step, start.record(self.job, best_metrics), params=best_params)
+            self.best.save(step, start.record(self.job, best_metrics), params=self.job.unpack(best_params))
         return best_metrics
 
     def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
@@ -204,9 +205,7 @@ class _Loop:
         return metrics, params
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
-        self.checkpoints.save(
-            step, start.record(self.job, metrics), params=state.params, rest=start.rest(state)
-        )
+        self.checkpoints.save(step, start.record(self.job, metrics), **start.trees(self.job, state))
 
 
 def _explained(e: Exception, cfg: Config) -> Exception:

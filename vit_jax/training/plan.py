@@ -50,8 +50,8 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None) -> Plan:
         memory = memory_bytes(job)
     fits = None if limit_bytes is None else memory <= limit_bytes
     o, train = cfg.optim, cfg.train
-    chosen = jax.tree.leaves(tables.trained(job.abstract.params, o))
-    sizes = [x.size for x in jax.tree.leaves(job.abstract.params)]
+    chosen = jax.tree.leaves(tables.trained(job.stored.params, o))
+    sizes = [x.size for x in jax.tree.leaves(job.stored.params)]
     return Plan(
         steps=job.steps,
         epochs=job.steps * train.batch_size / data.train.size,
@@ -88,7 +88,7 @@ def flops_per_image(job: Job) -> float:
     """Floating-point operations of training, an image: three times the written-out model's forward pass."""
     image = jax.ShapeDtypeStruct((1, *job.spec.model.image_hw, job.cfg.data.channels), jnp.float32)
     model = build.build(job.spec.model)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.abstract.params)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.stored.params)
     cost: Any = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, image).cost_analysis()
     return BACKWARD * float(cost["flops"])
 
@@ -159,7 +159,7 @@ def _changed(cfg: Config, changes: dict[str, Any]) -> Config:
 def _sharding(job: Job) -> dict[str, str]:
     """{parameter: shape and how it is split} of those that are."""
     found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(job.abstract.params):
+    for path, x in jax.tree_util.tree_leaves_with_path(job.stored.params):
         if any(x.sharding.spec):
             part = x.sharding.shard_shape(x.shape)
             found[tables.name_of(path)] = (
