@@ -20,7 +20,7 @@ BACKWARD = 3  # a training step's products over a forward pass's: one forward, t
 
 
 class Plan(NamedTuple):
-    """One run, foretold; `remedies` has what was tried, in order, where it does not fit."""
+    """One run, foretold; where it does not fit, `remedies` has what was tried, up to what fits."""
 
     steps: int
     epochs: float
@@ -110,7 +110,7 @@ def show(plan: Plan) -> str:
         *split,
     ]
     if plan.fits is False:
-        lines.append("does not fit. Tried:")
+        lines.append("does not fit. Tried, gentlest first, up to what fits:")
         for r in plan.remedies:
             verdict = "fits" if r["fits"] else "does not fit"
             lines.append(f"  {r['change']}: {r['memory_per_device_bytes'] / GIB:.3f} GiB, {verdict}")
@@ -118,7 +118,7 @@ def show(plan: Plan) -> str:
 
 
 def _remedies(cfg: Config, data: Splits, limit_bytes: int) -> list[dict[str, Any]]:
-    """Each of the knobs that save memory, gentlest first, until all were tried or one fits of each kind."""
+    """The knobs that save memory, gentlest first, up to the first that fits: each is a compilation."""
     tried = []
     for changes in _candidates(cfg):
         try:
@@ -130,6 +130,8 @@ def _remedies(cfg: Config, data: Splits, limit_bytes: int) -> list[dict[str, Any
             continue  # a batch that cannot be cut so
         change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
         tried.append({"change": change, "memory_per_device_bytes": memory, "fits": memory <= limit_bytes})
+        if memory <= limit_bytes:
+            break
     return tried
 
 
