@@ -34,8 +34,10 @@ def in_a_save(line, workdir):
 
 def in_an_evaluation(line, workdir):
     """The step before it is told, its result is not."""
-    last = (workdir / "log.txt").read_text().splitlines()[-1:]
-    return re.match(r"step \d*0/", line) and last == [line.strip()]
+    step = re.match(r"step (\d*0)/", line)
+    if not step:
+        return False
+    return f"step {step[1]}: " not in (workdir / "log.txt").read_text().splitlines()[-1]
 
 
 # What a line and the work directory look like at the moment; None: nothing is waited for, so that the process
