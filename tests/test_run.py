@@ -300,10 +300,10 @@ def test_a_file_can_be_the_teacher(trained, tmp_path):
     path = tmp_path / "teacher.npz"
     vit_jax.save(path, vit_jax.load(trained[0]), dialect="official")
     fields = [f"--config.loss.{x}" for x in (f"teacher={path}", "distill=soft", "distill_weight=1.0")]
-    cfg = config.apply(tiny(steps=3, eval_every=0, log_every=1), fields)
+    cfg = config.apply(tiny(steps=6, eval_every=0, log_every=1), fields)
     loop.run(cfg, tmp_path / "student")
     teacher, source = vit_jax.load(path), sources.open_split(cfg.data, train=True)
-    image = loader.TrainBatches(source, cfg.data, (8, 8), 32, 0, 3, range(32))[0].image
+    image = loader.TrainBatches(source, cfg.data, (8, 8), 32, 0, 6, range(32))[0].image
     log_p = jax.nn.log_softmax(teacher.model.apply({"params": teacher.params}, (image - 127.5) / 127.5))
     # The student's head is zero at first: it says 1/10 of every class.
     wanted = (jnp.exp(log_p) * (log_p + np.log(10))).sum(axis=1).mean()
