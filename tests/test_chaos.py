@@ -85,6 +85,9 @@ def arrays(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:Sharding info not provided:UserWarning"
+)  # they are read as they were written
 def test_thirty_kills_leave_no_trace(config_file, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     process = start(config_file, undisturbed, *EXTRA)
