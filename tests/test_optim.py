@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.models import build
+from vit_jax.models import build, stack
 from vit_jax.sections import Model, Optim
 from vit_jax.training import optim, schedules, tables
 
@@ -258,3 +258,34 @@ def test_every_leaf_of_every_module_has_a_place_in_the_tables():
     names = jax.tree.leaves(tables.by_name(lambda name: name, params))
     chosen = [n for n in names if n.startswith("block_") and n.endswith("kernel")]
     assert len(jax.tree.leaves(dims, is_leaf=lambda x: hasattr(x, "reduction_axis"))) == len(chosen)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "lamb", "muon"])
+def test_layers_in_one_array_are_updated_as_each_of_them_alone(vit_params, name):
+    fields = {"weight_decay": 0.1, "layer_decay": 0.7, "clip_norm": 1.0, "frozen": ("^embed", "bias$")}
+    tx = optim.make(Optim(name=name, lr=1e-2, **fields), STEPS)
+
+    @jax.jit
+    def steps(params):
+        state = tx.init(params)
+        for i in range(3):
+            # other gradients at each step and in each layer; the two forms see the same
+            grads = jax.tree.map(lambda p, i=i: jnp.cos(37 * p + i), params)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    wanted = steps(vit_params)
+    got = stack.unstack(steps(stack.stack(vit_params)), TINY.depth)
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    # Sums of squares in another order; Muon's iterations and Adafactor's roots carry it further.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), got, wanted)
+
+
+def test_stacking_loses_nothing_and_is_left_to_blocks_that_are_treated_alike(vit_params):
+    again = stack.unstack(stack.stack(vit_params), TINY.depth)
+    assert jax.tree.structure(again) == jax.tree.structure(vit_params)
+    jax.tree.map(np.testing.assert_array_equal, again, vit_params)
+    assert tables.same_in_all_blocks(Optim(frozen=("^embed", "bias$")), vit_params)
+    assert not tables.same_in_all_blocks(Optim(frozen=("^block_0",)), vit_params)
+    assert not tables.same_in_all_blocks(Optim(decayed=("^block_2/.*kernel",)), vit_params)

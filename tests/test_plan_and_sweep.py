@@ -1,9 +1,11 @@
 """What is told before training, many runs at once, and a run from its checkpoint alone."""
 
+import contextlib
 import csv
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,9 +14,11 @@ import pytest
 from test_run import ROOT, tiny
 
 from vit_jax import config
-from vit_jax.data import sources
+from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.training import checkpoint, grid, loop, plan, rerun, sweep
+from vit_jax.training import job as jobs
+from vit_jax.training import mesh as meshes
 from vit_jax.training.job import Splits
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
@@ -48,6 +52,34 @@ def test_a_plan_foretells_the_run(digits):
     assert not any(r["fits"] for r in told.remedies)
     assert "does not fit" in plan.show(told)
     assert json.loads(json.dumps(told._asdict()))["steps"] == 60
+
+
+def test_remedies_are_tried_up_to_the_first_that_fits(digits, monkeypatch):
+    needs = iter((1000, 900, 400, 1))
+    monkeypatch.setattr(plan, "memory_bytes", lambda job: next(needs))
+    told = plan.make(config.apply(tiny(), ["--config.model.width=64"]), digits, limit_bytes=500)
+    assert [(r["memory_per_device_bytes"], r["fits"]) for r in told.remedies] == [(900, False), (400, True)]
+    assert plan.show(told).endswith(", fits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [(), ("fsdp=4", "model.scan=true", "optim.ema=0.9")], ids=str)
+def test_a_plan_foretells_the_memory_of_the_program_that_trains(digits, fields):
+    cfg = config.apply(tiny(), [f"--config.{x}" for x in ("model.width=128", *fields)])
+    told = plan.make(cfg, digits)
+    mesh = meshes.make(cfg.device, cfg.fsdp)
+    size = cfg.train.batch_size
+    with jax.set_mesh(mesh):
+        job = jobs.make(cfg, mesh, digits)
+        state = job.init()
+        rows = meshes.host_rows(size, mesh)
+        batches = loader.TrainBatches(digits.train, cfg.data, (8, 8), size, 0, 1, rows)
+        batch = meshes.to_devices(batches[0], size, mesh)
+        m = job.lower(state, batch).compile().memory_analysis()
+        # What the arrays really take, the state's in place of the result's, and the program's scratch.
+        held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state, batch)))
+    own = held + m.temp_size_in_bytes
+    assert told.memory_per_device_bytes == pytest.approx(own, rel=0.1)
 
 
 def test_a_sweep_is_a_grid_of_fields(tmp_path):
@@ -91,6 +123,33 @@ def test_a_sweep_trains_ranks_and_skips_what_is_finished(tmp_path, capsys):
     table = (tmp_path / "sweep.md").read_text().splitlines()
     assert len(table) == 4
     assert (tmp_path / "sweep.png").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_on_what_was_interrupted(tmp_path, capsys, monkeypatch):
+    cfg = tiny(steps=6, eval_every=0)
+    points = [(p, config.apply(cfg, list(p.arguments))) for p in grid.points(["config.seed=0,1"])]
+    second = tmp_path / points[1][0].name
+    stops = loop.distributed.stop_signals
+
+    @contextlib.contextmanager
+    def after_three_steps_of_the_second():
+        with stops() as stop:
+            hit = lambda step: signal.SIGTERM if step == 3 and second.exists() else stop(step)
+            yield hit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.distributed, "stop_signals", after_three_steps_of_the_second)
+        assert sweep.run(points, tmp_path) == signal.SIGTERM
+    assert not (tmp_path / "sweep.md").exists()
+    assert checkpoint.steps_in(second / "checkpoints") == [3]
+    capsys.readouterr()
+    assert sweep.run(points, tmp_path) is None
+    out = capsys.readouterr().out
+    assert "000_seed=0: finished before" in out
+    assert "continues after step 3" in out
+    with (tmp_path / "sweep.csv").open() as f:
+        assert [row["state"] for row in csv.DictReader(f)] == ["finished"] * 2
 
 
 def test_runs_are_ranked_by_hits_then_loss():

@@ -5,18 +5,21 @@ import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 import vit_jax
 from vit_jax import config
-from vit_jax.data import sources
+from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.training import checkpoint, loop
 from vit_jax.training.job import Splits
@@ -151,6 +154,21 @@ def test_a_run_leaves_what_the_readme_says(trained):
         assert picture.width > 500
 
 
+def test_tensorboard_has_the_numbers_of_the_metrics(trained):
+    workdir, _ = trained
+    told = {}
+    for path in (workdir / "tensorboard").iterdir():
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # length, its checksum, an event, its checksum
+            (length,) = struct.unpack_from("Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 16 + length
+            told |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    wanted = {(line["step"], k): np.float32(v) for line in lines for k, v in line.items() if k != "step"}
+    assert told == wanted
+
+
 def test_a_finished_run_is_not_run_again(trained):
     workdir, outcome = trained
     assert loop.run(tiny(), workdir) == outcome
@@ -276,6 +294,21 @@ def test_load_and_classify_agree_with_evaluation(trained):
     hits = [p[0].index == label for p, (_, label) in zip(predictions, pairs, strict=True)]
     assert np.mean(hits) == pytest.approx(outcome.metrics["top1"])
     assert sum(p.confidence for p in loaded.classify([pairs[0][0]], top=10)[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_file_can_be_the_teacher(trained, tmp_path):
+    path = tmp_path / "teacher.npz"
+    vit_jax.save(path, vit_jax.load(trained[0]), dialect="official")
+    fields = [f"--config.loss.{x}" for x in (f"teacher={path}", "distill=soft", "distill_weight=1.0")]
+    cfg = config.apply(tiny(steps=6, eval_every=0, log_every=1), fields)
+    loop.run(cfg, tmp_path / "student")
+    teacher, source = vit_jax.load(path), sources.open_split(cfg.data, train=True)
+    image = loader.TrainBatches(source, cfg.data, (8, 8), 32, 0, 6, range(32))[0].image
+    log_p = jax.nn.log_softmax(teacher.model.apply({"params": teacher.params}, (image - 127.5) / 127.5))
+    # The student's head is zero at first: it says 1/10 of every class.
+    wanted = (jnp.exp(log_p) * (log_p + np.log(10))).sum(axis=1).mean()
+    first = untimed_metrics(tmp_path / "student")[0]
+    assert first["train/loss"] == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_parameters(trained, tmp_path):

@@ -18,14 +18,7 @@ from vit_jax.sections import Optim, Preprocess
 from vit_jax.training import checkpoint, diagnose, loop, optim
 from vit_jax.training import step as steps
 
-pytestmark = [
-    pytest.mark.usefixtures("optax_dtypes"),
-    # Orbax leaves these behind when a load fails, as the deleted file makes it do
-    pytest.mark.filterwarnings("ignore:coroutine 'Store:RuntimeWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <coroutine:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
 @pytest.fixture(scope="module")

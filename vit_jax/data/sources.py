@@ -6,12 +6,12 @@ is known which part of them is needed. Sources travel to worker processes, so th
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -65,12 +65,15 @@ def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: 
 
 def digits(*, train: bool) -> Source:
     """1,797 handwritten digits of 8x8 pixels from scikit-learn: every fifth is for evaluation (359)."""
-    from sklearn import datasets  # slow to import, and only needed here
-
-    data: Any = datasets.load_digits()
-    kept = (np.arange(len(data.target)) % 5 != 4) == train
-    images = (data.images[kept] * (255 / 16)).astype(np.uint8)  # stored as 0..16
-    return arrays(images, data.target[kept], [str(i) for i in range(10)])
+    found = importlib.util.find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise UserError("data.name=digits reads a file of scikit-learn: install scikit-learn")
+    # The file alone: to import the package takes longer than all else before the first step.
+    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",")  # 64 pixels, stored as 0..16, and the label
+    table = table[(np.arange(len(table)) % 5 != 4) == train]
+    images = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return arrays(images, table[:, -1].astype(np.int32), [str(i) for i in range(10)])
 
 
 def folder(cfg: Data, *, train: bool) -> Source:

@@ -1,9 +1,10 @@
 """The stack of blocks: written out or scanned, kept or computed again in the backward pass.
 
-Parameters are those of the written-out form, block_0, block_1, ..., in both: a scan stacks them inside the
-program, so that checkpoints, optimizers and weight files know one form only.
+Files and checkpoints know the written-out form alone: block_0, block_1, ... A scan also takes all layers in
+one array a parameter, `blocks`, with the layer as first axis. Training holds them so, because slices of each
+layer in the program would make it grow with the depth; `stack` and `unstack` convert without loss.
 
-Dims: b batch, n tokens, d width.
+Dims: l layers, b batch, n tokens, d width.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,45 @@ import numpy as np
 
 from vit_jax.sections import Model
 
+STACK, FIRST = "blocks", "block_0"
 # What the backward pass finds kept; all else is computed again. `dots`: products with weights, not attention.
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+def is_stacked(tree: Any) -> bool:
+    """Whether `tree` is a dict of parameters, or of what an optimizer keeps of each, with stacked layers."""
+    return isinstance(tree, dict) and STACK in tree
+
+
+def stack(tree: Any) -> Any:
+    """`tree` with block_0, block_1, ... of each dict in it as one `blocks` of arrays [l, ...]."""
+    written_out = lambda x: isinstance(x, dict) and FIRST in x
+
+    def convert(x: Any) -> Any:
+        if not written_out(x):
+            return x
+        layers = [x[f"block_{i}"] for i in range(sum(name.startswith("block_") for name in x))]
+        rest = {name: part for name, part in x.items() if not name.startswith("block_")}
+        return rest | {STACK: jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+
+    return jax.tree.map(convert, tree, is_leaf=written_out)
+
+
+def unstack(tree: Any, depth: int) -> Any:
+    """The inverse of `stack`. Outside jit it is one small program for each shape, at any depth."""
+
+    def convert(x: Any) -> Any:
+        if not is_stacked(x):
+            return x
+        leaves, structure = jax.tree.flatten(x[STACK])
+        layers = [_slices(leaf) for leaf in leaves]
+        rest = {name: part for name, part in x.items() if name != STACK}
+        return rest | {f"block_{i}": structure.unflatten([leaf[i] for leaf in layers]) for i in range(depth)}
+
+    return jax.tree.map(convert, tree, is_leaf=is_stacked)
+
+
+_slices = jax.jit(jnp.unstack)
 
 
 def run_blocks(
@@ -50,8 +88,7 @@ def _scanned(
     parent: nn.Module, kind: Callable[..., nn.Module], x_bnd: jax.Array, rates: np.ndarray, *, train: bool
 ) -> jax.Array:
     cfg: Model = parent.cfg  # pyright: ignore[reportAttributeAccessIssue]
-    params = parent.variables["params"]
-    layers = jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in range(cfg.depth)))
+    layers = stack(parent.variables["params"])[STACK]
     draws = train and (cfg.dropout or cfg.stochastic_depth)
     keys = jax.random.split(parent.make_rng("dropout"), cfg.depth) if draws else None
 

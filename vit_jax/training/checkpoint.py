@@ -5,7 +5,10 @@ parameters usable on their own: config, spec, class names, versions, and a diges
 that a kill interrupted; the digests catch what it does not notice: changed bytes in array data.
 """
 
+import functools
+import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +167,28 @@ def _digest_leaf(x: jax.Array) -> jax.Array:
     return (bits * odd).sum(dtype=jnp.uint32)
 
 
+@functools.cache
+def _errors_once() -> None:
+    """Leave to the exception what Orbax, when a file fails, tells many times on its way.
+
+    It logs each error that it raises, and closes event loops that results of other files still come to,
+    which Python reports as errors that nobody can catch.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+    )
+    before = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        late = isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == "Event loop is closed"
+        if not late or told.object is not None:
+            before(told)
+
+    sys.unraisablehook = hook
+
+
 def _context() -> ocp.Context:
+    _errors_once()
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=RECORD)
     context = ocp.Context()

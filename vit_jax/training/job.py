@@ -15,6 +15,7 @@ from vit_jax.config import preprocess_of
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.models.stack import stack, unstack
 from vit_jax.sections import Config, Spec
 from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, refs, schedules, tables
@@ -33,6 +34,8 @@ class Job(NamedTuple):
     """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next.
 
     `abstract` has its shapes and layout. A step also tells, as a number above 0, that the run must stop.
+    Outside, the layers of parameters are written out: `unpack(tree)` gives that form of a State or of a part
+    of one, `stored` has the shapes and layout of a whole one, and `pack(state)` goes back.
     """
 
     cfg: Config
@@ -42,6 +45,9 @@ class Job(NamedTuple):
     data: Splits
     schedule: optax.Schedule
     abstract: State
+    stored: State
+    pack: Callable[[State], State]
+    unpack: Callable[[Any], Any]
     init: Callable[[], State]
     adopt: Callable[[Any], State]
     step: Callable[[State, Any], tuple[State, jax.Array]]
@@ -57,17 +63,22 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     spec = describe(cfg, data.train)
     model = build.build(dataclasses.replace(spec.model, scan=cfg.model.scan, remat=cfg.model.remat))
     optimizer = optim.make(cfg.optim, steps)
-    begin = lambda params: init_state(params, optimizer, ema=bool(cfg.optim.ema))
 
-    def init() -> State:
+    def fresh() -> Any:
         key = jax.random.key(cfg.seed)
-        return begin(build.init(model, key, image_hw=spec.model.image_hw, channels=cfg.data.channels))
+        return build.init(model, key, image_hw=spec.model.image_hw, channels=cfg.data.channels)
+
+    params = jax.eval_shape(fresh)
+    tables.check(cfg.optim, params)
+    stacked = cfg.model.scan and tables.same_in_all_blocks(cfg.optim, params)
+    pack = stack if stacked else lambda tree: tree
+    unpack = functools.partial(unstack, depth=cfg.model.depth) if stacked else lambda tree: tree
+    begin = lambda params: init_state(pack(params), optimizer, ema=bool(cfg.optim.ema))
+    init = lambda: begin(fresh())
 
     shapes = jax.eval_shape(init)
-    tables.check(cfg.optim, shapes.params)
     layout = meshes.shardings(shapes, mesh)
     step, lower = _step(cfg, spec, model, optimizer, layout)
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return Job(
         cfg=cfg,
         spec=spec,
@@ -75,13 +86,21 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
         mesh=mesh,
         data=data,
         schedule=schedules.make(cfg.optim, steps),
-        abstract=jax.tree.map(place, shapes, layout),
+        abstract=_placed(shapes, mesh),
+        stored=_placed(jax.eval_shape(unpack, shapes), mesh),
+        pack=jax.jit(pack, out_shardings=layout) if stacked else pack,
+        unpack=unpack,
         init=jax.jit(init, out_shardings=layout),
         adopt=jax.jit(begin, out_shardings=layout),
         step=step,
         lower=lower,
         evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )
+
+
+def _placed(shapes: Any, mesh: Mesh) -> Any:
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(place, shapes, meshes.shardings(shapes, mesh))
 
 
 def _step(

@@ -1,9 +1,11 @@
 """The one orchestrator: config and work directory in, trained and evaluated checkpoints out."""
 
 import dataclasses
+import errno
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,6 +27,8 @@ from vit_jax.training.job import Job, Splits
 from vit_jax.training.report import Reporter
 from vit_jax.training.step import State
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
 
 class Outcome(NamedTuple):
     """Where a run stands: steps done, its last evaluation, and the signal that ended it early, if one did."""
@@ -45,7 +49,7 @@ def run(cfg: Config, workdir: Path, *, data: Splits | None = None, accept_change
     if primary:
         print(f"device: {meshes.describe(mesh)}", flush=True)
     data = data or Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), _room_in(workdir):
         job = jobs.make(cfg, mesh, data)
         claim(workdir, cfg, accept_change=accept_change)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=cfg.train.keep)
@@ -64,6 +68,20 @@ def run(cfg: Config, workdir: Path, *, data: Splits | None = None, accept_change
             report.curves()
             report.say(_conclusion(workdir, outcome))
     return outcome
+
+
+@contextmanager
+def _room_in(workdir: Path) -> Iterator[None]:
+    """Raises UserError where the disk of `workdir` takes no more, whatever was being written."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"cannot write to {workdir} ({e.strerror}): earlier checkpoints are intact; "
+            "make room, and the same command continues"
+        ) from e
 
 
 def claim(workdir: Path, cfg: Config, *, accept_change: bool) -> None:
@@ -152,7 +170,8 @@ class _Loop:
             self._save(state, step, metrics)
         batch = meshes.to_devices(self._batches()[step], size, job.mesh)
         ids = diagnose.example_ids(step, batch_size=size, seed=job.cfg.seed, size=job.data.train.size)
-        where = diagnose.explain(build.build(job.spec.model), state.params, batch, job.spec.preprocess)
+        params = job.unpack(state.params)
+        where = diagnose.explain(build.build(job.spec.model), params, batch, job.spec.preprocess)
         self.report.say(f"examples of the batch of step {step}: {ids}")
         self.checkpoints.close()
         raise UserError(
@@ -193,7 +212,7 @@ class _Loop:
         self.report.curves()
         known = self.best.newest_record()
         if known is None or best_metrics["top1"] > known["metrics"]["top1"]:
-            self.best.save(step, start.record(self.job, best_metrics), params=best_params)
+            self.best.save(step, start.record(self.job, best_metrics), params=self.job.unpack(best_params))
         return best_metrics
 
     def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
@@ -204,9 +223,7 @@ class _Loop:
         return metrics, params
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
-        self.checkpoints.save(
-            step, start.record(self.job, metrics), params=state.params, rest=start.rest(state)
-        )
+        self.checkpoints.save(step, start.record(self.job, metrics), **start.trees(self.job, state))
 
 
 def _explained(e: Exception, cfg: Config) -> Exception:

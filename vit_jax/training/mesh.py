@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data.loader import Batch
 from vit_jax.errors import UserError
+from vit_jax.models.stack import STACK
 
 SMALLEST_SPLIT = 1024  # elements; smaller arrays are kept whole, as moving them costs more than it saves
 
@@ -48,8 +49,17 @@ def check_batch(name: str, batch_size: int, mesh: Mesh, *, parts: int = 1) -> No
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A sharding a leaf: the largest dimension that `fsdp` divides is split, small arrays are whole."""
-    return jax.tree.map(lambda x: NamedSharding(mesh, _spec(x.shape, mesh.shape["fsdp"])), tree)
+    """A sharding a leaf: the largest dimension that `fsdp` divides is split, small arrays are whole.
+
+    Layers in one array are laid out as each of them would be.
+    """
+
+    def sharding(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        layers = int(any(getattr(key, "key", None) == STACK for key in path))
+        spec = _spec(x.shape[layers:], mesh.shape["fsdp"])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * layers, *spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from vit_jax.models.stack import STACK, is_stacked, stack, unstack
 from vit_jax.sections import Optim
 from vit_jax.training import schedules, tables
 
@@ -27,7 +28,7 @@ def make(cfg: Optim, steps: int) -> optax.GradientTransformation:
         optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
         _rule(cfg),
         decay if cfg.weight_decay else optax.identity(),
-        optax.scale_by_trust_ratio() if cfg.name == "lamb" else optax.identity(),
+        _each_layer(optax.scale_by_trust_ratio()) if cfg.name == "lamb" else optax.identity(),
         _scale_layers(cfg.layer_decay) if cfg.layer_decay < 1 else optax.identity(),
         optax.scale_by_learning_rate(schedules.make(cfg, steps)),
     ]
@@ -57,12 +58,34 @@ def _rule(cfg: Optim) -> optax.GradientTransformation:
     rules = {
         "adamw": adam,
         "sgd": lambda: optax.trace(cfg.momentum, accumulator_dtype=dtype),
-        "adafactor": lambda: _adafactor(cfg),
+        "adafactor": lambda: _each_layer(_adafactor(cfg)),
         "lion": lambda: optax.scale_by_lion(cfg.beta1, cfg.beta2, mu_dtype=dtype),
         "lamb": adam,
-        "muon": lambda: _muon(cfg, adam()),
+        "muon": lambda: _each_layer(_muon(cfg, adam())),
     }
     return rules[cfg.name]()
+
+
+def _each_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`rule`, which looks at a whole array, applied to each of the layers that are in one array."""
+
+    def axes(tree: Any) -> Any:
+        first = lambda x: {name: 0 if name == STACK else None for name in x} if is_stacked(x) else None
+        return jax.tree.map(first, tree, is_leaf=is_stacked)
+
+    def init(params: Any) -> Any:
+        if not is_stacked(params):
+            return rule.init(params)
+        depth = jax.tree.leaves(params[STACK])[0].shape[0]
+        return stack(rule.init(unstack(params, depth)))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if not is_stacked(updates):
+            return rule.update(updates, state, params)
+        mapped = axes((updates, state, params))
+        return jax.vmap(rule.update, in_axes=mapped, out_axes=mapped[:2])(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _adafactor(cfg: Optim) -> optax.GradientTransformation:

@@ -20,7 +20,7 @@ BACKWARD = 3  # a training step's products over a forward pass's: one forward, t
 
 
 class Plan(NamedTuple):
-    """One run, foretold; `remedies` has what was tried, in order, where it does not fit."""
+    """One run, foretold; where it does not fit, `remedies` has what was tried, up to what fits."""
 
     steps: int
     epochs: float
@@ -50,8 +50,8 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None) -> Plan:
         memory = memory_bytes(job)
     fits = None if limit_bytes is None else memory <= limit_bytes
     o, train = cfg.optim, cfg.train
-    chosen = jax.tree.leaves(tables.trained(job.abstract.params, o))
-    sizes = [x.size for x in jax.tree.leaves(job.abstract.params)]
+    chosen = jax.tree.leaves(tables.trained(job.stored.params, o))
+    sizes = [x.size for x in jax.tree.leaves(job.stored.params)]
     return Plan(
         steps=job.steps,
         epochs=job.steps * train.batch_size / data.train.size,
@@ -88,7 +88,7 @@ def flops_per_image(job: Job) -> float:
     """Floating-point operations of training, an image: three times the written-out model's forward pass."""
     image = jax.ShapeDtypeStruct((1, *job.spec.model.image_hw, job.cfg.data.channels), jnp.float32)
     model = build.build(job.spec.model)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.abstract.params)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.stored.params)
     cost: Any = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, image).cost_analysis()
     return BACKWARD * float(cost["flops"])
 
@@ -110,7 +110,7 @@ def show(plan: Plan) -> str:
         *split,
     ]
     if plan.fits is False:
-        lines.append("does not fit. Tried:")
+        lines.append("does not fit. Tried, gentlest first, up to what fits:")
         for r in plan.remedies:
             verdict = "fits" if r["fits"] else "does not fit"
             lines.append(f"  {r['change']}: {r['memory_per_device_bytes'] / GIB:.3f} GiB, {verdict}")
@@ -118,7 +118,7 @@ def show(plan: Plan) -> str:
 
 
 def _remedies(cfg: Config, data: Splits, limit_bytes: int) -> list[dict[str, Any]]:
-    """Each of the knobs that save memory, gentlest first, until all were tried or one fits of each kind."""
+    """The knobs that save memory, gentlest first, up to the first that fits: each is a compilation."""
     tried = []
     for changes in _candidates(cfg):
         try:
@@ -130,6 +130,8 @@ def _remedies(cfg: Config, data: Splits, limit_bytes: int) -> list[dict[str, Any
             continue  # a batch that cannot be cut so
         change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
         tried.append({"change": change, "memory_per_device_bytes": memory, "fits": memory <= limit_bytes})
+        if memory <= limit_bytes:
+            break
     return tried
 
 
@@ -159,7 +161,7 @@ def _changed(cfg: Config, changes: dict[str, Any]) -> Config:
 def _sharding(job: Job) -> dict[str, str]:
     """{parameter: shape and how it is split} of those that are."""
     found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(job.abstract.params):
+    for path, x in jax.tree_util.tree_leaves_with_path(job.stored.params):
         if any(x.sharding.spec):
             part = x.sharding.shard_shape(x.shape)
             found[tables.name_of(path)] = (

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+
+from vit_jax.training.tensorboard import Scalars
 
 CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1")))
 
@@ -30,7 +31,7 @@ class Reporter:
         self._log = (workdir / "log.txt").open("a", buffering=1)
         self._metrics = workdir / "metrics.jsonl"
         _keep_until(self._metrics, step)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._tensorboard = Scalars(workdir / "tensorboard", step=step + 1)
         self._progress.start()
         self._warnings = _Lines(self)
         logging.getLogger("vit_jax").addHandler(self._warnings)
@@ -47,8 +48,7 @@ class Reporter:
             return
         with self._metrics.open("a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.add(step, values)
 
     def advance(self, step: int, text: str) -> None:
         """The live bar, or a plain line where there is no terminal."""
@@ -62,6 +62,8 @@ class Reporter:
 
     def curves(self) -> None:
         """Draw curves.png from metrics.jsonl."""
+        if self._active:
+            self._tensorboard.flush()
         if self._active and self._metrics.exists():
             _draw(
                 [json.loads(line) for line in self._metrics.read_text().splitlines()],

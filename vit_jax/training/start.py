@@ -17,6 +17,12 @@ def begin(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]]:
     return _restore(checkpoints, job) or _fresh(job, checkpoints.notices)
 
 
+def trees(job: Job, state: State) -> dict[str, Any]:
+    """What a checkpoint holds of the state."""
+    written = job.unpack(state)
+    return {"params": written.params, "rest": rest(written)}
+
+
 def rest(state: State) -> dict[str, Any]:
     """What a checkpoint holds of the state beside parameters and step."""
     kept = {"opt_state": state.opt_state, "window": state.window, "guard": state.guard}
@@ -45,11 +51,11 @@ def _fresh(job: Job, notices: list[str]) -> tuple[State, dict[str, float]]:
 
 
 def _restore(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]] | None:
-    like = job.abstract
+    like = job.stored
     found = checkpoints.restore(params=like.params, rest=rest(like))
     if found is None:
         return None
     told, trees = found
     step = jax.device_put(jnp.int32(told["step"]), like.step.sharding)
     state = State(**({"step": step, "params": trees["params"], "ema": None} | trees["rest"]))
-    return state, told["metrics"]
+    return job.pack(state), told["metrics"]

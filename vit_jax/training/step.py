@@ -123,7 +123,8 @@ def train_step(
     state = state._replace(window=jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.window))
     window = jax.tree.map(jnp.add, state.window, sums)
     mean = follow(state.ema, params, ema) if ema else None
-    sound = jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.norm(updates))
+    # Not of the updates: all of the new state would wait for their norm, beside the old one in memory.
+    sound = jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.norm(grads))
     value = sums.loss / total
     if spike:
         sound &= (state.step < SPIKE_AFTER) | (value <= spike * state.guard.usual)

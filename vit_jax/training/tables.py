@@ -1,6 +1,7 @@
 """What depends on a parameter's name: decay, layer-wise learning rates, freezing, matrices for Muon.
 
-Names are paths such as block_0/mlp/up/kernel. Each table gives a tree like the parameters.
+Names are paths such as block_0/mlp/up/kernel. Each table gives a tree like the parameters. Layers in one
+array (models/stack.py) go by the name of the first.
 """
 
 import re
@@ -8,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.errors import UserError
+from vit_jax.models.stack import FIRST, STACK
 from vit_jax.sections import Optim
 
 
@@ -21,7 +24,7 @@ def by_name(f: Callable[[str], Any], tree: Any) -> Any:
 
 def name_of(path: tuple[Any, ...]) -> str:
     """Such as block_0/mlp/up/kernel."""
-    return "/".join(key.key for key in path)
+    return "/".join(FIRST if key.key == STACK else key.key for key in path)
 
 
 def check(cfg: Optim, params: Any) -> None:
@@ -48,20 +51,30 @@ def trained(params: Any, cfg: Optim) -> Any:
     return by_name(lambda name: chosen(name) and not _matches(cfg.frozen, name), params)
 
 
+def same_in_all_blocks(cfg: Optim, params: Any) -> bool:
+    """Whether decay and training tell no block from another, so that their layers may be one array."""
+    own = [{name: part} for name, part in params.items() if name.startswith("block_")]
+    chosen = [[jax.tree.leaves(table(x, cfg)) for table in (decayed, trained)] for x in own]
+    return all(x == chosen[0] for x in chosen)
+
+
 def layer_scales(params: Any, decay: float) -> Any:
     """decay^(layers above): 1 for the head and the last norm, decay^depth+1 for the embedding.
 
-    arXiv:2106.08254 appendix, as in BEiT and MAE.
+    arXiv:2106.08254 appendix, as in BEiT and MAE. Layers in one array have an array of scales.
     """
-    depth = sum(part.startswith("block_") for part in params)
+    stacked = jax.tree.leaves(params.get(STACK))
+    depth = stacked[0].shape[0] if stacked else sum(part.startswith("block_") for part in params)
 
-    def scale(name: str) -> float:
-        part = name.partition("/")[0]
+    def scale(path: tuple[Any, ...], x: Any) -> Any:
+        part = path[0].key
+        if part == STACK:
+            return (decay ** (depth - np.arange(depth))).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         if part == "embed":
             return decay ** (depth + 1)
         return decay ** (depth - int(part[6:])) if part.startswith("block_") else 1.0
 
-    return by_name(scale, params)
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
 # (pattern, axes summed over, axes that come out) of the kernels in the blocks; the first match counts.

@@ -1,0 +1,35 @@
+"""Scalars for TensorBoard.
+
+Written where they are told: tensorboardX's own SummaryWriter does it in a thread and once more at exit, where
+a full disk is an error that nobody can catch.
+"""
+
+import time
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Scalars:
+    """One event file in `folder`; of earlier ones, TensorBoard drops what is at or after `step`."""
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        start = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(wall_time=time.time(), step=step, session_log=start))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One event with all values."""
+        told = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._file.write_event(Event(wall_time=time.time(), step=step, summary=told))
+
+    def flush(self) -> None:
+        """To the disk."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """To the disk, and no more."""
+        self._file.close()
