@@ -5,8 +5,10 @@ parameters usable on their own: config, spec, class names, versions, and a diges
 that a kill interrupted; the digests catch what it does not notice: changed bytes in array data.
 """
 
+import errno
 import functools
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -203,4 +205,7 @@ def _save_failed(directory: Path, error: Exception) -> UserError:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):
+        return full  # it comes after several long paths
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:200]
