@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vit_jax import config, fields, sections
-from vit_jax.cli.common import make_parser, run_command, use_huge_pages
+from vit_jax.cli.common import make_parser, run_command
 from vit_jax.errors import UserError
 from vit_jax.training import grid
 
@@ -112,5 +112,4 @@ def _address(args: argparse.Namespace) -> Any:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     sys.exit(run_command(main))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vit_jax import config
 from vit_jax.cli import evaluate, predict
-from vit_jax.cli.common import run_command, use_huge_pages
+from vit_jax.cli.common import run_command
 from vit_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
@@ -65,19 +65,6 @@ def test_help_has_examples(command):
     assert result.returncode == 0
     assert "examples:" in result.stdout
     assert command.split()[-1] in result.stdout
-
-
-def test_training_starts_again_on_huge_pages_once(monkeypatch):
-    started = []
-    monkeypatch.setenv("GLIBC_TUNABLES", "")  # first, so that it is as before in the end
-    monkeypatch.delenv("GLIBC_TUNABLES")
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "train", "--help"])
-    monkeypatch.setattr(os, "execv", lambda path, argv: started.append((path, argv)))
-    use_huge_pages()
-    use_huge_pages()
-    assert started == [(sys.executable, [sys.executable, "-m", "train", "--help"])]
-    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
 
 
 def test_importing_is_light():

@@ -203,7 +203,7 @@ def load(path: Path, key: str, columns: tuple[Column, ...]) -> Split | None:
     Bytes that changed on disk are found by the sums that npz files carry.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
             return Split({column: file[column.name] for column in columns}, file["label"])

@@ -1,7 +1,6 @@
 """What commands share: the shape of --help, one line for a user's mistake, a traceback for ours, pictures."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,14 +58,3 @@ def save_figure(figure: "Figure", path: Path, option: str) -> None:
         figure.savefig(path, dpi=100)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot write {option} {path}: {e}") from e
-
-
-def use_huge_pages() -> None:
-    """Start this program again with glibc's large allocations on huge pages, unless GLIBC_TUNABLES is set.
-
-    On a CPU, XLA allocates its temporaries anew at each step, and the kernel makes 4 KiB pages one by one: a
-    quarter of the time (benchmarks/LOG.md). glibc reads the variable only when a process begins.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
