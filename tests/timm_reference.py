@@ -56,7 +56,7 @@ def stub_torchvision() -> None:
         module.__path__ = []
     transforms = sys.modules["torchvision.transforms"]
     sys.modules["torchvision.transforms.functional"] = functional = types.ModuleType("functional")
-    modes = ("NEAREST", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")
+    modes = ("NEAREST", "NEAREST_EXACT", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")
     functional.InterpolationMode = enum.Enum("InterpolationMode", {m: m.lower() for m in modes})
     transforms.functional, transforms.InterpolationMode = functional, functional.InterpolationMode
     sys.modules["torchvision"].transforms = transforms
