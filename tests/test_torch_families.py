@@ -64,7 +64,7 @@ def test_outputs_are_the_stored_ones_of_the_real_library(name, tmp_path):
 def test_the_real_library_loads_our_file_and_we_load_its_file(name, tmp_path):
     for library in ("torch", "transformers", "timm", "safetensors"):
         if library == "timm":
-            torch_reference.import_libraries()
+            torch_reference.stub_torchvision()
         pytest.importorskip(library)
     from safetensors.torch import save_file
 

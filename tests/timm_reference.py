@@ -43,6 +43,10 @@ def stub_torchvision() -> None:
     """timm imports torchvision for its data sets and a norm that no model here has: empty modules do."""
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
         return
+    if importlib.util.find_spec("transformers"):  # first: it asks for a torchvision that has more than this
+        import transformers
+
+        assert transformers.ViTModel
     for name in (
         "",
         ".ops",
@@ -56,7 +60,7 @@ def stub_torchvision() -> None:
         module.__path__ = []
     transforms = sys.modules["torchvision.transforms"]
     sys.modules["torchvision.transforms.functional"] = functional = types.ModuleType("functional")
-    modes = ("NEAREST", "NEAREST_EXACT", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")
+    modes = ("NEAREST", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")
     functional.InterpolationMode = enum.Enum("InterpolationMode", {m: m.lower() for m in modes})
     transforms.functional, transforms.InterpolationMode = functional, functional.InterpolationMode
     sys.modules["torchvision"].transforms = transforms

@@ -90,7 +90,7 @@ def theirs(name: str, folder: Path) -> Any:
         write(folder / "w.safetensors", params, model, dialect="timm")
         return _timm(name, folder / "w.safetensors", arguments)
     write(folder / "hf", params, model, dialect="huggingface")
-    import_libraries()
+    stub_torchvision()
     import transformers
 
     kinds = {
@@ -110,16 +110,8 @@ def theirs(name: str, folder: Path) -> Any:
     return loaded.eval()
 
 
-def import_libraries() -> None:
-    """transformers first: it asks for a torchvision that timm's stand-in has no answer to."""
-    import transformers
-
-    assert transformers.ViTModel
-    stub_torchvision()
-
-
 def _timm(name: str, path: Path, arguments: dict[str, Any]) -> Any:
-    import_libraries()
+    stub_torchvision()
     import timm
     import torch
     from safetensors.torch import load_file
