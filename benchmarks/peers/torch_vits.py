@@ -15,6 +15,7 @@ from vit_jax.sections import Model
 def program(work: Work, *, library: str, compile: bool = False) -> Program:
     """The work by `timm` or `huggingface`, eager or by torch.compile."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    others = torch.cuda.memory_allocated() if device.type == "cuda" else 0  # of contenders before this one
     model = {"timm": _timm, "huggingface": _huggingface}[library](work.cfg).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
@@ -29,8 +30,10 @@ def program(work: Work, *, library: str, compile: bool = False) -> Program:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    peak = torch.cuda.max_memory_allocated if device.type == "cuda" else lambda: 0
-    return timed(whole, peak)
+    if device.type == "cpu":
+        return timed(whole, lambda: 0)
+    torch.cuda.reset_peak_memory_stats()
+    return timed(whole, lambda: torch.cuda.max_memory_allocated() - others)
 
 
 def _inference(work: Work, model: Any, forward: Any, image: Any, label: Any, mixed: Any) -> Any:
