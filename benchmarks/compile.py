@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +27,15 @@ from vit_jax.models import build, stack, variants
 from vit_jax.sections import Model, Optim, Preprocess
 from vit_jax.training import optim, step
 
+sys.path.insert(0, str(Path(__file__).parent))
+from contenders import CLASSES, Batch  # beside this file
+
 MIB = 2**20
-
-
-class Batch(NamedTuple):
-    """What `train_step` reads."""
-
-    image: Any
-    label: Any
-    weight: Any
 
 
 def program(size: str, *, image_size: int, batch: int, **fields: Any) -> tuple[Any, Any, Batch]:
     """(train step, shapes of its state, shapes of its batch): AdamW with decay and clipping, 1000 classes."""
-    cfg = Model(**variants.model(size) | {"image_size": image_size, "classes": 1000} | fields)
+    cfg = Model(**variants.model(size) | {"image_size": image_size, "classes": CLASSES} | fields)
     model = build.build(cfg)
     optimizer = optim.make(Optim(weight_decay=0.1, clip_norm=1.0, warmup_steps=100), 1000)
 

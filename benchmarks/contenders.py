@@ -16,6 +16,14 @@ CLASSES = 1000
 COLUMNS = ("name", "images_s", "images_cpu_s", "ratio", "mfu", "compile_s", "peak_mib")
 
 
+class Batch(NamedTuple):
+    """What `train_step` reads: arrays, or their shapes."""
+
+    image: Any
+    label: Any
+    weight: Any
+
+
 class Work(NamedTuple):
     """A forward pass (`mode` inference) or a train step (`mode` an optimizer's name) on one batch."""
 

@@ -25,7 +25,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ from vit_jax.training import optim, step
 
 sys.path.insert(0, str(Path(__file__).parent))
 import contenders  # beside this file, as peers are
-from contenders import CLASSES, INFERENCE, Contender, Program, Work
+from contenders import CLASSES, INFERENCE, Batch, Contender, Program, Work
 
 PRODUCT_SIDE = 2048  # large enough for the best rate of the product, on a CPU core well under a second
 PEERS = {  # name: module of peers/, and what its `program` takes beside the work
@@ -47,14 +46,6 @@ PEERS = {  # name: module of peers/, and what its `program` takes beside the wor
     "flax": ("linen_vits", {}),
     "official": ("linen_vits", {}),  # with checkout=
 }
-
-
-class Batch(NamedTuple):
-    """What `train_step` reads."""
-
-    image: jax.Array
-    label: jax.Array
-    weight: jax.Array
 
 
 def ours(work: Work) -> Program:
