@@ -2,17 +2,16 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
+from commands import call
 from PIL import Image
 from weight_files import GOLDEN, nest, random_params
 
 from vit_jax.analysis import attention
 from vit_jax.cli import attention as command
-from vit_jax.cli.common import run_command
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
 from vit_jax.sections import Model
@@ -114,13 +113,6 @@ def test_a_mixer_has_no_attention():
         attention.tokens(read(GOLDEN / "mixer.npz").model)
 
 
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    code = run_command(command.main)
-    out, err = capsys.readouterr()
-    return code, out, err.splitlines()
-
-
 @pytest.mark.parametrize(("show", "maps"), [("heads", 4), ("layers", 3), ("rollout", 1)])
 @pytest.mark.parametrize("kind", ["plain", "map", "registers"])
 def test_the_command_draws_and_prints(monkeypatch, capsys, tmp_path, show, maps, kind):
@@ -132,7 +124,7 @@ def test_the_command_draws_and_prints(monkeypatch, capsys, tmp_path, show, maps,
         write(path, nest(random_params(cfg)), cfg, dialect="big_vision")
     Image.new("RGB", (50, 40), (10, 100, 200)).save(tmp_path / "x.png")
     code, out, _ = call(
-        monkeypatch, capsys, path, tmp_path / "x.png", "--show", show, "--out", picture, "--json"
+        monkeypatch, capsys, command, path, tmp_path / "x.png", "--show", show, "--out", picture, "--json"
     )
     facts = json.loads(out)
     assert code == 0
@@ -152,6 +144,6 @@ def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path):
         ((GOLDEN / "mixer.npz", image), "has no attention"),
         ((GOLDEN / "vit_gap.npz", image, "--out", tmp_path / "no" / "x.png"), "cannot write --out"),
     ):
-        code, _, err = call(monkeypatch, capsys, *arguments)
+        code, _, err = call(monkeypatch, capsys, command, *arguments)
         assert code == 2
         assert message in err[-1]

@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import call, digits_run
 from PIL import Image
 
-from vit_jax import config
 from vit_jax.cli import evaluate, predict
-from vit_jax.cli.common import run_command
-from vit_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -28,13 +26,7 @@ pytestmark = pytest.mark.usefixtures("optax_dtypes")
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, optax_dtypes):
     """A finished run of a tiny model on digits."""
-    c = config.default()
-    c.model.update(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)
-    c.data.update(name="digits", channels=1, augment="none", flip=False, threads=0)
-    c.train.update(steps=20, batch_size=64)
-    path = tmp_path_factory.mktemp("run")
-    loop.run(config.parse(c), path)
-    return path
+    return digits_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -49,14 +41,6 @@ def python(*arguments):
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
-
-
-def call(monkeypatch, capsys, command, *arguments):
-    """Exit code, output and error lines of a command, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    code = run_command(command.main)
-    out, err = capsys.readouterr()
-    return code, out, err.splitlines()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -5,12 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from commands import call, digits_run
 from PIL import Image
 
-from vit_jax import config
 from vit_jax.cli import evaluate, predict
-from vit_jax.cli.common import run_command
-from vit_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
@@ -18,20 +16,7 @@ pytestmark = pytest.mark.usefixtures("optax_dtypes")
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, optax_dtypes):
     """A finished run of a tiny model on digits."""
-    c = config.default()
-    c.model.update(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)
-    c.data.update(name="digits", channels=1, augment="none", flip=False, threads=0)
-    c.train.update(steps=20, batch_size=64)
-    path = tmp_path_factory.mktemp("run")
-    loop.run(config.parse(c), path)
-    return path
-
-
-def call(monkeypatch, capsys, command, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    code = run_command(command.main)
-    out, err = capsys.readouterr()
-    return code, out, err.splitlines()
+    return digits_run(tmp_path_factory.mktemp("run"))
 
 
 def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_path):

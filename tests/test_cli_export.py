@@ -7,11 +7,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from commands import call
 from weight_files import GOLDEN
 
 import vit_jax
 from vit_jax.cli import export, info
-from vit_jax.cli.common import run_command
 from vit_jax.training.step import normalise
 
 RUN = """
@@ -21,13 +21,6 @@ images = np.load(sys.argv[2])
 np.save(sys.argv[3], np.asarray(exported.call(images)))
 assert not [m for m in sys.modules if m.startswith("vit_jax")]
 """
-
-
-def call(monkeypatch, capsys, command, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    code = run_command(command.main)
-    out, err = capsys.readouterr()
-    return code, out, err.splitlines()
 
 
 @pytest.mark.parametrize("name", ["vit_token", "mixer"])

@@ -4,12 +4,12 @@ import csv
 import dataclasses
 import json
 import os
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import call, digits_run
 from PIL import Image
 from sklearn.linear_model import Ridge
 from weight_files import nest, random_params
@@ -18,12 +18,10 @@ from vit_jax import config
 from vit_jax.analysis import features, probes
 from vit_jax.analysis.features import Column
 from vit_jax.cli import probe
-from vit_jax.cli.common import run_command
 from vit_jax.data import sources
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
 from vit_jax.sections import Data, Model, Preprocess
-from vit_jax.training import loop
 from vit_jax.weights.save import write
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
@@ -364,26 +362,13 @@ def test_features_that_are_not_finite_are_not_kept(job, tmp_path):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, optax_dtypes, one_device):
     """A finished run of a tiny model on digits."""
-    c = config.default()
-    c.model.update(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_width=16)
-    c.data.update(name="digits", channels=1, augment="none", flip=False, threads=0)
-    c.train.update(steps=20, batch_size=64)
-    path = tmp_path_factory.mktemp("run")
-    loop.run(config.parse(c), path)
-    return path
-
-
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    code = run_command(probe.main)
-    out, err = capsys.readouterr()
-    return code, out, err.splitlines()
+    return digits_run(tmp_path_factory.mktemp("run"), depth=2)
 
 
 def test_the_command_prints_one_table(monkeypatch, capsys, workdir, tmp_path):
     table = tmp_path / "probe.csv"
     few = ("--cache", tmp_path / "cache", "--epochs", 3, "--lr", "0.1,0.01", "--weight_decay", "0,1e-4")
-    code, out, err = call(monkeypatch, capsys, workdir, *few, "--json", "--out", table)
+    code, out, err = call(monkeypatch, capsys, probe, workdir, *few, "--json", "--out", table)
     assert code == 0
     assert sum("examples, made in" in line for line in err) == 2
     facts = json.loads(out)
@@ -401,7 +386,7 @@ def test_the_command_prints_one_table(monkeypatch, capsys, workdir, tmp_path):
     assert sum(bool(row[4]) for row in rows if row[0] == "linear") == 1
 
     markdown = tmp_path / "probe.md"
-    code, out, err = call(monkeypatch, capsys, workdir, *few, "--out", markdown)
+    code, out, err = call(monkeypatch, capsys, probe, workdir, *few, "--out", markdown)
     assert code == 0
     assert sum("examples, read from" in line for line in err) == 2
     lines = out.splitlines()
@@ -427,7 +412,7 @@ def test_a_file_without_a_head_is_probed_on_other_data(monkeypatch, capsys, tmp_
     write(tmp_path / "w.npz", params, cfg, dialect="big_vision")
     data = ("--data.name=folder", f"--data.dir={tmp_path / 'photos'}", "--cache", tmp_path / "cache")
     few = ("--neighbours", 3, "--shots", 2, "--lr", 0.1, "--weight_decay", 0, "--layers", 1, "--json")
-    code, out, err = call(monkeypatch, capsys, tmp_path / "w.npz", *data, *few)
+    code, out, err = call(monkeypatch, capsys, probe, tmp_path / "w.npz", *data, *few)
     assert code == 0, err
     facts = json.loads(out)
     assert facts["features"] == "block_1/head"
@@ -454,7 +439,7 @@ def test_a_file_without_a_head_is_probed_on_other_data(monkeypatch, capsys, tmp_
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, workdir, tmp_path, arguments, message):
-    code, out, err = call(monkeypatch, capsys, workdir, "--cache", tmp_path, *arguments)
+    code, out, err = call(monkeypatch, capsys, probe, workdir, "--cache", tmp_path, *arguments)
     assert (code, out) == (2, "")
     assert message in err[-1]
     assert [line for line in err if not line.startswith(("loaded ", "  "))] == err[-1:]
@@ -463,13 +448,13 @@ def test_mistakes_are_one_line(monkeypatch, capsys, workdir, tmp_path, arguments
 def test_places_that_are_none_are_one_line(monkeypatch, capsys, workdir, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    code, _, err = call(monkeypatch, capsys, tmp_path / "nothing")
+    code, _, err = call(monkeypatch, capsys, probe, tmp_path / "nothing")
     assert (code, len(err)) == (2, 1)
     assert "is no run directory, file or published checkpoint" in err[0]
-    code, _, err = call(monkeypatch, capsys, workdir, "--cache", file / "below")
+    code, _, err = call(monkeypatch, capsys, probe, workdir, "--cache", file / "below")
     assert code == 2
     assert "cannot write --cache" in err[-1]
     few = ("--epochs", 1, "--lr", 0.1, "--weight_decay", 0, "--cache", tmp_path)
-    code, _, err = call(monkeypatch, capsys, workdir, *few, "--out", tmp_path / "no" / "x.md")
+    code, _, err = call(monkeypatch, capsys, probe, workdir, *few, "--out", tmp_path / "no" / "x.md")
     assert code == 2
     assert "cannot write --out" in err[-1]
