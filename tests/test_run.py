@@ -200,13 +200,18 @@ def test_an_interrupted_checkpoint_is_ignored_and_said_so(tmp_path, capsys):
     assert "continues after step 56" in out
 
 
-def test_changed_bytes_are_found_and_the_older_step_is_used(tmp_path, capsys):
+def change_a_byte(path):
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(bytes(damaged))
+
+
+@pytest.mark.parametrize("damage", [change_a_byte, Path.unlink])
+def test_a_damaged_checkpoint_is_found_and_the_older_step_is_used(tmp_path, capsys, damage):
     loop.run(tiny(), tmp_path)
     before = final_digests(tmp_path)
     for data in (tmp_path / "checkpoints" / "60" / "params").rglob("d/*"):  # not all of them are read
-        damaged = bytearray(data.read_bytes())
-        damaged[len(damaged) // 2] ^= 1
-        data.write_bytes(bytes(damaged))
+        damage(data)
     loop.run(tiny(), tmp_path)
     out = capsys.readouterr().out
     assert "checkpoints/60" in out

@@ -11,6 +11,7 @@ import pytest
 from test_run import tiny
 from test_steps import TINY, make_batch
 
+from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -82,17 +83,19 @@ def test_example_ids_are_those_that_the_loader_reads():
         assert batches[step].label.tolist() == ids  # in this source the label is the index
 
 
-def test_a_run_that_diverges_stops_names_the_block_and_keeps_the_state(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scan", ["false", "true"])
+def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_path, monkeypatch, scan):
     begin = loop.start.begin
 
     def injected(checkpoints, job):
         state, metrics = begin(checkpoints, job)
-        state.params["block_1"]["mlp"]["down"]["bias"] *= jnp.nan
-        return state, metrics
+        written_out = job.unpack(state)
+        written_out.params["block_3"]["mlp"]["down"]["bias"] *= jnp.nan
+        return job.pack(written_out), metrics
 
     monkeypatch.setattr(loop.start, "begin", injected)
-    cfg = tiny()
-    with pytest.raises(UserError, match=r"step 0 is not.*first in block_1/mlp/down; examples \[\d+, ") as e:
+    cfg = config.apply(tiny(), ["--config.model.depth=6", f"--config.model.scan={scan}"])
+    with pytest.raises(UserError, match=r"step 0 is not.*first in block_3/mlp/down; examples \[\d+, ") as e:
         loop.run(cfg, tmp_path)
     assert "\n" not in str(e.value)
     assert checkpoint.steps_in(tmp_path / "checkpoints") == [0]
@@ -132,17 +135,3 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeyp
     record, trees = checkpoint.Checkpoints(tmp_path, keep=5).restore(params=like)
     assert record["step"] == 1
     np.testing.assert_array_equal(trees["params"]["x"], np.arange(300.0) + 1)
-
-
-def test_a_deleted_file_is_found_and_the_older_step_is_used(tmp_path):
-    for step in (1, 2):
-        save(tmp_path, step)
-    data = max((tmp_path / "2" / "params").rglob("d/*"), key=lambda f: f.stat().st_size)
-    data.unlink()
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = {"x": jax.ShapeDtypeStruct((300,), jnp.float32, sharding=sharding)}
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=5)
-    record, _ = checkpoints.restore(params=like)
-    checkpoints.close()
-    assert record["step"] == 1
-    assert "using the one before" in checkpoints.notices[-1]
