@@ -1,5 +1,6 @@
 """Steps that go wrong: what they change, who is named, and that earlier checkpoints stay."""
 
+import dataclasses
 import errno
 import functools
 import re
@@ -75,12 +76,13 @@ def test_the_first_bad_module_is_named(fixed, path):
     assert diagnose.first_bad_module(build.build(TINY), fixed[0].params, image_bhwc) is None
 
 
-def test_example_ids_are_those_that_the_loader_reads():
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_example_ids_are_those_that_the_loader_reads(repeats):
     source = sources.arrays(np.zeros((10, 8, 8, 1), np.uint8), np.arange(10), list("0123456789"))
-    batches = loader.TrainBatches(source, tiny().data, (8, 8), 4, 3, 9, range(4))
+    data = dataclasses.replace(tiny().data, repeats=repeats)
+    batches = loader.TrainBatches(source, data, (8, 8), 4, 3, 9, range(4))
     for step in (0, 2, 5):
-        ids = diagnose.example_ids(step, batch_size=4, seed=3, size=10)
-        assert batches[step].label.tolist() == ids  # in this source the label is the index
+        assert batches[step].label.tolist() == batches.ids(step)  # in this source the label is the index
 
 
 @pytest.mark.parametrize("scan", ["false", "true"])

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from vit_jax.analysis import calibration, predictions, statistics
-from vit_jax.data.loader import Batch
+from vit_jax.data import sources
 from vit_jax.errors import UserError
+from vit_jax.sections import Data, Preprocess
+from vit_jax.training.evaluate import walk
 
 
 def test_calibration_error_is_the_constructed_gap():
@@ -86,12 +88,23 @@ def test_too_few_examples_give_the_set_of_all_classes(tmp_path):
 
 def test_predictions_count_each_example_once_and_ties_against_the_model(tmp_path):
     logits = np.array([[2, 1, 0], [1, 1, 0], [0, 0, 0], [9, 9, 9]], np.float32)
-    batch = Batch(logits, np.array([0, 1, 2, 0], np.int32), np.array([1, 1, 1, 0], np.float32))
-    found = predictions.collect(lambda x: x, [batch], keep_logits=True)
+    found = predictions.collect([(np.array([0, 1, 2], np.int32), logits[:3])], keep_logits=True)
     metrics = predictions.metrics(found)
     assert (metrics["examples"], metrics["top1"], metrics["top5"]) == (3, pytest.approx(1 / 3), 1.0)
     predictions.save(tmp_path / "p.npz", found)
     assert predictions.load(tmp_path / "p.npz").rank.tolist() == [0, 1, 2]
-    bad = batch._replace(label=np.array([7, 0, 0, 0], np.int32))
+    bad = np.array([7, 0, 0, 0], np.int32)
     with pytest.raises(UserError, match="the data has label 7, the model 3 classes"):
-        predictions.collect(lambda x: x, [bad], keep_logits=False)
+        predictions.collect([(bad, logits)], keep_logits=False)
+
+
+def test_a_walk_meets_each_example_once_in_order_on_all_devices():
+    image = np.arange(10, dtype=np.uint8).repeat(64).reshape(10, 8, 8, 1)
+    source = sources.arrays(image, np.arange(10), list("0123456789"))
+    preprocess = Preprocess(channels=1, mean=(0.0,), std=(1.0,))
+    seen = {"preprocess": preprocess, "image_hw": (8, 8), "batch_size": 3}  # 8 on the 8 devices
+    pixel = lambda params, image_bhwc: params["scale"] * image_bhwc[:, 0, 0, 0]
+    batches = list(walk(pixel, {"scale": np.float32(255)}, source, Data(), **seen))
+    assert [len(label_b) for label_b, _ in batches] == [8, 2]
+    for made in zip(*batches, strict=True):
+        np.testing.assert_allclose(np.concatenate(made), np.arange(10), atol=1e-4)  # of a division by 255

@@ -16,14 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import loader, sources
+from vit_jax.data import sources
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
 from vit_jax.models.layers import Norm
 from vit_jax.sections import Data, Model, Preprocess
-from vit_jax.training import mesh as meshes
-from vit_jax.training.step import normalise
+from vit_jax.training.evaluate import walk
 
 FORMAT = 1  # of what is kept; another number for another meaning, so that no old file is taken
 POOLINGS = ("token", "gap", "head")
@@ -142,28 +141,13 @@ class Job:
 
         Raises UserError if none can be read, or for features that are not finite.
         """
-        mesh = meshes.make("any", 1)
-        size = -(-self.batch_size // mesh.size) * mesh.size
-        params = jax.device_put(params, meshes.shardings(params, mesh))
-
-        @jax.jit
-        def forward(params: Any, image_bhwc: Any) -> dict[Column, jax.Array]:
-            return extract(self.cfg, params, normalise(image_bhwc, self.preprocess), self.columns)
-
-        batches = loader.EvalBatches(source, self.preprocess, self.cfg.image_hw, size, list(range(size)))
-        labels: list[np.ndarray] = []
-        rows: dict[Column, list[np.ndarray]] = {column: [] for column in self.columns}
-        with jax.set_mesh(mesh):
-            for batch in loader.iterate(batches, self.data):
-                real = batch.weight > 0
-                labels.append(batch.label[real])
-                image_bhwc = jax.device_put(batch.image, meshes.batch_sharding(mesh))
-                for column, x_bp in forward(params, image_bhwc).items():
-                    rows[column].append(np.asarray(x_bp)[real])
+        forward = lambda params, image_bhwc: extract(self.cfg, params, image_bhwc, self.columns)
+        seen = {"preprocess": self.preprocess, "image_hw": self.cfg.image_hw, "batch_size": self.batch_size}
+        labels, rows = zip(*walk(forward, params, source, self.data, **seen), strict=True)
         label_n = np.concatenate(labels)
         if not len(label_n):
             raise UserError(f"data.name={self.data.name}: no example of the split can be read")
-        made = {column: np.concatenate(parts) for column, parts in rows.items()}
+        made = {column: np.concatenate([row[column] for row in rows]) for column in self.columns}
         bad = [column.name for column, x_np in made.items() if not np.isfinite(x_np).all()]
         if bad:
             raise UserError(

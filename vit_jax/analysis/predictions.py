@@ -1,11 +1,10 @@
 """Every example of a split through a model, once. Dims: n examples, b batch, h w pixels, c classes."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from vit_jax.analysis.calibration import softmax
@@ -24,15 +23,13 @@ class Predictions(NamedTuple):
     images_per_s: float  # after the first batch, which compiles; 0 if there is no second one
 
 
-def collect(forward: Callable[[Any], jax.Array], batches: Iterable[Any], *, keep_logits: bool) -> Predictions:
-    """`forward(image_bhwc)` gives logits; rows of weight 0 do not count. Raises UserError for bad labels."""
+def collect(batches: Iterable[tuple[np.ndarray, np.ndarray]], *, keep_logits: bool) -> Predictions:
+    """Of (labels [b], float32 logits [b, c]). Raises UserError for bad labels."""
     rows: list[tuple[np.ndarray, ...]] = []
     kept: list[np.ndarray] = []
     start, timed = 0.0, 0
-    for batch in batches:
-        real = np.asarray(batch.weight) > 0
-        logits_bc = np.asarray(forward(batch.image), np.float32)[real]
-        rows.append(_rows(logits_bc, np.asarray(batch.label)[real]))
+    for label_b, logits_bc in batches:
+        rows.append(_rows(logits_bc, label_b))
         if keep_logits:
             kept.append(logits_bc)
         timed += len(logits_bc) if start else 0

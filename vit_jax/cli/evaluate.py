@@ -58,13 +58,10 @@ def main() -> None:
 
 def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: bool) -> Any:
     """(predictions, class names, data section) of a reference on `data`, or on what it was trained with."""
-    import jax
-
     import vit_jax
     from vit_jax.analysis import predictions
-    from vit_jax.data import loader, sources
-    from vit_jax.training import mesh as meshes
-    from vit_jax.training.step import normalise
+    from vit_jax.data import sources
+    from vit_jax.training.evaluate import walk
 
     loaded = vit_jax.load(ref)
     model, cfg = loaded.model, loaded.spec.model
@@ -74,21 +71,10 @@ def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: 
     else:  # the same examples, seen as this model wants to see them
         preprocess = loaded.spec.preprocess
     source = sources.open_split(data, train=False)
-    mesh = meshes.make("any", 1)
-    size = -(-batch_size // mesh.size) * mesh.size
-    params = jax.device_put(loaded.params, meshes.shardings(loaded.params, mesh))
-
-    @jax.jit
-    def logits(params: Any, image_bhwc: Any) -> Any:
-        return model.apply({"params": params}, normalise(image_bhwc, preprocess))
-
-    def forward(image_bhwc: Any) -> Any:
-        return logits(params, jax.device_put(image_bhwc, meshes.batch_sharding(mesh)))
-
-    rows = list(range(size))
-    batches = loader.EvalBatches(source, preprocess, cfg.image_hw, size, rows)
-    with jax.set_mesh(mesh):
-        found = predictions.collect(forward, loader.iterate(batches, data), keep_logits=keep_logits)
+    forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
+    seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}
+    logits = walk(forward, loaded.params, source, data, **seen)
+    found = predictions.collect(logits, keep_logits=keep_logits)
     names = loaded.spec.class_names or tuple(source.class_names)
     return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data
 

@@ -78,6 +78,11 @@ class TrainBatches:
         epoch, rank = divmod(slot, self.source.size)
         return epoch, int(order(self.seed, epoch, self.source.size)[rank]), copy
 
+    def ids(self, step: int) -> list[int]:
+        """Indices into the source of the global batch of a step, in order."""
+        first = step * self.batch_size
+        return [self.example(position)[1] for position in range(first, first + self.batch_size)]
+
     def _row(self, position: int) -> tuple[np.ndarray | None, int]:
         epoch, index, copy = self.example(position)
         picture, label = self.source.get(index)

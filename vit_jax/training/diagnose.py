@@ -1,4 +1,4 @@
-"""Where a step went wrong: the first module with a value that is not finite, and the examples of the batch.
+"""Where a step went wrong: the first module with a value that is not finite.
 
 Dims: b batch, h w pixels, c channels.
 """
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data.loader import order
 from vit_jax.training.step import normalise
 
 
@@ -43,9 +42,3 @@ def explain(model: nn.Module, params: Any, batch: Any, preprocess: Any) -> str:
     """One clause on where numbers stopped being finite in the forward pass of `batch`."""
     name = first_bad_module(model, params, normalise(batch.image, preprocess))
     return f"first in {name}" if name else "the forward pass is finite without dropout: its gradients are not"
-
-
-def example_ids(step: int, *, batch_size: int, seed: int, size: int) -> list[int]:
-    """Indices into the training split of the global batch of `step`, in order."""
-    places = (divmod(step * batch_size + row, size) for row in range(batch_size))
-    return [int(order(seed, epoch, size)[rank]) for epoch, rank in places]

@@ -2,17 +2,19 @@
 
 import functools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.data import loader
 from vit_jax.data.sources import Source
-from vit_jax.sections import Data, Spec
+from vit_jax.sections import Data, Preprocess, Spec
 from vit_jax.training import mesh as meshes
-from vit_jax.training.step import eval_step, zero_sums
+from vit_jax.training.step import eval_step, normalise, zero_sums
 
 
 class Evaluator:
@@ -24,7 +26,7 @@ class Evaluator:
             lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch))
         )
         self._spec, self._mesh = spec, mesh
-        self._batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+        self._batch_size = _filling(batch_size, mesh)
 
     def __call__(self, params: Any, source: Source, cfg: Data) -> dict[str, float]:
         """{"examples", "top1", "top5" (fractions), "loss" (mean)} of `source`, read as `cfg` says."""
@@ -37,6 +39,38 @@ class Evaluator:
             sums = self._add(sums, params, meshes.to_devices(batch, self._batch_size, self._mesh))
         loss, top1, top5, weight = map(float, jax.device_get(sums))
         return {"examples": int(weight), "top1": top1 / weight, "top5": top5 / weight, "loss": loss / weight}
+
+
+def walk(
+    forward: Callable[[Any, jax.Array], Any],
+    params: Any,
+    source: Source,
+    cfg: Data,
+    *,
+    preprocess: Preprocess,
+    image_hw: tuple[int, int],
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """(int32 labels [b], `forward(params, image_bhwc)` as numpy) of each batch, on all of our devices.
+
+    `forward` is compiled, gives arrays with a row an example, and sees normalised images. Each example comes
+    once, in the order of the split, but for those that cannot be read.
+    """
+    mesh = meshes.make("any", 1)
+    size = _filling(batch_size, mesh)
+    params = jax.device_put(params, meshes.shardings(params, mesh))
+    program = jax.jit(lambda params, image_bhwc: forward(params, normalise(image_bhwc, preprocess)))
+    batches = loader.EvalBatches(source, preprocess, image_hw, size, list(range(size)))
+    for batch in loader.iterate(batches, cfg):
+        with jax.set_mesh(mesh):
+            made = program(params, jax.device_put(batch.image, meshes.batch_sharding(mesh)))
+        real = batch.weight > 0
+        yield batch.label[real], jax.tree.map(lambda x, real=real: np.asarray(x)[real], made)
+
+
+def _filling(batch_size: int, mesh: Mesh) -> int:
+    """`batch_size` rounded up to fill the devices."""
+    return math.ceil(batch_size / mesh.size) * mesh.size
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

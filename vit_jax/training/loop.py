@@ -168,8 +168,8 @@ class _Loop:
         state = state._replace(guard=jax.tree.map(jnp.zeros_like, state.guard))
         if step not in steps_in(self.checkpoints.directory):
             self._save(state, step, metrics)
-        batch = meshes.to_devices(self._batches()[step], size, job.mesh)
-        ids = diagnose.example_ids(step, batch_size=size, seed=job.cfg.seed, size=job.data.train.size)
+        batches = self._batches()
+        batch, ids = meshes.to_devices(batches[step], size, job.mesh), batches.ids(step)
         params = job.unpack(state.params)
         where = diagnose.explain(build.build(job.spec.model), params, batch, job.spec.preprocess)
         self.report.say(f"examples of the batch of step {step}: {ids}")

@@ -55,11 +55,8 @@ def read(
         told = {"heads": heads, "headless": headless}
         return read_file(ref, **adapted, **told, keep_pre_logits=keep_pre_logits), None
     weights, cfg = _read_step(step_dir(Path(ref)))
-    if classes is not None and classes != weights.model.classes:
-        weights = adapt.reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
-    if image_size is not None:
-        weights = adapt.resize(weights, image_size, method=posemb_method or "official")
-    return weights, cfg
+    method = posemb_method or "official"
+    return adapt.to(weights, classes, image_size, method=method, keep_pre_logits=keep_pre_logits), cfg
 
 
 def read_for(model: Model, ref: str, *, channels: int, posemb_method: str) -> Weights:

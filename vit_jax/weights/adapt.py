@@ -22,6 +22,20 @@ class Weights(NamedTuple):
     report: Report
 
 
+def to(
+    weights: Weights,
+    classes: int | None,
+    image_size: int | tuple[int, int] | None,
+    *,
+    method: str,
+    keep_pre_logits: bool,
+) -> Weights:
+    """A head reset unless it has `classes`, positions resized to `image_size`; None: as they are."""
+    if classes is not None and classes != weights.model.classes:
+        weights = reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
+    return weights if image_size is None else resize(weights, image_size, method=method)
+
+
 def resize(weights: Weights, image_size: int | tuple[int, int], *, method: str = "official") -> Weights:
     """The same weights for images of another size or aspect. Raises UserError for a Mixer or a bad size."""
     posemb.check_method(method)

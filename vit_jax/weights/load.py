@@ -66,13 +66,10 @@ def read(
     place = fetch.local(str(ref))
     image_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
     weights, own_method = _as_stored(place, image_hw, heads)
-    if classes is not None and classes != weights.model.classes:
-        weights = adapt.reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
-    if not weights.model.classes and not headless:
+    if not (weights.model.classes or classes or headless):
         fail(f"{ref} has no head: pass classes=, the number of classes to make one for")
-    if image_size is not None:
-        weights = adapt.resize(weights, image_size, method=posemb_method or own_method)
-    return weights
+    method = posemb_method or own_method
+    return adapt.to(weights, classes, image_size, method=method, keep_pre_logits=keep_pre_logits)
 
 
 def _as_stored(
