@@ -8,11 +8,11 @@ Runs on whatever device jax finds, and needs only jax, flax, optax and numpy; ti
 extra `parity`, the official code a checkout of google-research/vision_transformer.
 Contenders take turns round by round and each figure is the median of its rounds, so that other load falls on
 all alike. On a CPU the figure to trust is images a CPU-second (of all threads of this process); `--one-core`
-keeps XLA and torch to one thread. `ratio` is how many times as fast as a row ours is on the same work. Model
-FLOP utilisation is what the products of the model need (two a multiply-accumulate, three forward passes a
-train step, all tokens of all blocks) as a part of the rate of one square matrix product of the same dtype, a
-contender of the same rounds. Peak memory is XLA's own account of the compiled program, and torch's of its
-allocations on a GPU.
+keeps XLA and torch to one thread on one core, and freed memory is kept as training keeps it, for all alike.
+`ratio` is how many times as fast as a row ours is on the same work. Model FLOP utilisation is what the
+products of the model need (two a multiply-accumulate, three forward passes a train step, all tokens of all
+blocks) as a part of the rate of one square matrix product of the same dtype, a contender of the same rounds.
+Peak memory is XLA's own account of the compiled program, and torch's of its allocations on a GPU.
 
 What was tried and measured: benchmarks/LOG.md. Whole outputs: benchmarks/results/.
 """
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import build, variants
 from vit_jax.sections import Model, Optim, Preprocess
-from vit_jax.training import optim, step
+from vit_jax.training import host_memory, optim, step
 
 sys.path.insert(0, str(Path(__file__).parent))
 import contenders  # beside this file, as peers are
@@ -113,6 +113,9 @@ def main() -> None:
     if args.one_core:  # read by XLA when the first array is made, by OpenMP when torch is loaded
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
         os.environ["OMP_NUM_THREADS"] = "1"
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if jax.default_backend() == "cpu":  # as training does; peers in this process have the same of it
+        host_memory.keep_freed()
     peers = args.peers.split(",") if args.peers else []
     entered = [c for work in works(args) for c in entrants(work, peers)]
     products = {dtype: product(dtype) for dtype in args.dtypes.split(",")}
@@ -138,7 +141,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=0, help="blocks, for a quick look; 0: as the size has")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--one-core", action="store_true", help="one XLA thread, for comparisons on a CPU")
+    parser.add_argument(
+        "--one-core", action="store_true", help="one thread on one core, for comparisons on a CPU"
+    )
     parser.add_argument("--peers", default="", help=f"{', '.join(PEERS)}; official=PATH names its checkout")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

@@ -30,7 +30,7 @@ class Norm(nn.Module):
         y = x.astype(jnp.float32)
         y = y - y.mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.cfg.norm_eps)
-        return _affine(y, scale, bias).astype(x.dtype)
+        return _scale_and_shift(y, scale, bias).astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -45,13 +45,13 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg, width = self.cfg, x_bnd.shape[-1]
-        y_bnf = dense(cfg, self.hidden, "up", bias_init=MLP_BIAS)(x_bnd)
+        y_bnf = Dense(cfg, self.hidden, name="up")(x_bnd)
         if cfg.mlp == "swiglu":
-            y_bnf = jax.nn.silu(dense(cfg, self.hidden, "gate", bias_init=MLP_BIAS)(x_bnd)) * y_bnf
+            y_bnf = jax.nn.silu(Dense(cfg, self.hidden, name="gate")(x_bnd)) * y_bnf
         else:
             y_bnf = gelu(y_bnf, cfg.gelu == "tanh")
         y_bnf = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnf)
-        y_bnd = dense(cfg, width, "down", bias_init=MLP_BIAS)(y_bnf)
+        y_bnd = Dense(cfg, width, name="down")(y_bnf)
         return nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
 
 
@@ -104,7 +104,7 @@ class HeadsIn(nn.Module):
         h, k = self.cfg.heads, self.head_width
         kernel_dhk = self.param("kernel", _xavier(1), (d, h, k), jnp.float32)
         bias_hk = self.param("bias", nn.initializers.zeros, (h, k), jnp.float32)
-        y = _product(self.cfg, x_bnd.reshape(b * n, d), kernel_dhk.reshape(d, h * k), bias_hk)
+        y = affine(self.cfg, x_bnd.reshape(b * n, d), kernel_dhk.reshape(d, h * k), bias_hk)
         return y.reshape(b, n, h, k).transpose(0, 2, 1, 3)
 
 
@@ -120,7 +120,21 @@ class HeadsOut(nn.Module):
         kernel_hkd = self.param("kernel", _xavier(2), (h, k, self.width), jnp.float32)
         bias_d = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         y = y_bhnk.transpose(0, 2, 1, 3).reshape(b * n, h * k)
-        return _product(self.cfg, y, kernel_hkd.reshape(h * k, self.width), bias_d).reshape(b, n, self.width)
+        return affine(self.cfg, y, kernel_hkd.reshape(h * k, self.width), bias_d).reshape(b, n, self.width)
+
+
+class Dense(nn.Module):
+    """x W + a over the last axis, a layer of an MLP: nn.Dense's parameters, the published initial values."""
+
+    cfg: Model
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        d = x.shape[-1]
+        kernel = self.param("kernel", MLP_KERNEL[self.cfg.family], (d, self.features), jnp.float32)
+        bias = self.param("bias", MLP_BIAS, (self.features,), jnp.float32)
+        return affine(self.cfg, x.reshape(-1, d), kernel, bias).reshape(*x.shape[:-1], self.features)
 
 
 class LayerScale(nn.Module):
@@ -196,10 +210,41 @@ class MapPool(nn.Module):
         return (x_b1d + Mlp(self.cfg, self.cfg.mlp_width, name="mlp")(y_b1d, train=train))[:, 0]
 
 
-def dense(cfg: Model, features: int, name: str, *, bias_init: nn.initializers.Initializer) -> nn.Dense:
-    """A Dense layer of an MLP: float32 parameters, product in `cfg.dtype`."""
-    kernel_init = MLP_KERNEL[cfg.family]
-    return nn.Dense(features, dtype=cfg.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)
+def affine(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x W + a of 2-D arrays in `cfg.dtype`; `bias` may have any shape."""
+    return _product(x.astype(cfg.dtype), kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype).reshape(1, -1)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    d_kernel = jax.lax.platform_dependent(x, dy, cpu=_transposed_product_on_cpu, default=_transposed_product)
+    return dy @ kernel.T, d_kernel
+
+
+def _transposed_product(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """xᵀ dy."""
+    return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+
+
+def _transposed_product_on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """xᵀ dy, the smaller operand transposed beforehand: XLA's best kernels take plain products only.
+
+    The barriers keep the transpositions out of the product (benchmarks/LOG.md).
+    """
+    apart = jax.lax.optimization_barrier
+    return apart(x.T) @ dy if x.shape[1] <= dy.shape[1] else apart(apart(dy.T) @ x).T
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -252,11 +297,6 @@ def _xavier(inputs: int) -> nn.initializers.Initializer:
     return init
 
 
-def _product(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x W + a of 2-D arrays in `cfg.dtype`."""
-    return x.astype(cfg.dtype) @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype).reshape(1, -1)
-
-
-def _affine(y: jax.Array, scale_d: jax.Array, bias_d: jax.Array) -> jax.Array:
+def _scale_and_shift(y: jax.Array, scale_d: jax.Array, bias_d: jax.Array) -> jax.Array:
     shape = (1,) * (y.ndim - 1) + scale_d.shape  # ranks are never promoted silently
     return y * scale_d.reshape(shape) + bias_d.reshape(shape)

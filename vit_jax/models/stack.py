@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from vit_jax.sections import Model
 
@@ -80,8 +81,37 @@ def run_blocks(
         call = nn.remat(call, policy=POLICIES[cfg.remat])
     for i, rate in enumerate(rates):
         make = last if last and i == cfg.depth - 1 else kind
-        x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), x_bnd)
+        x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), _summed_once(x_bnd))
     return x_bnd
+
+
+@jax.custom_vjp
+def _summed_once(x_bnd: jax.Array) -> jax.Array:
+    """x, whose gradient is one array: the residual sum that comes back from all later blocks.
+
+    On a CPU XLA otherwise fuses that sum, term by term, into each of its three uses in every block: work and
+    memory traffic that grow with the square of the depth (benchmarks/LOG.md).
+    """
+    return x_bnd
+
+
+def _materialised(_: None, dx_bnd: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.platform_dependent(dx_bnd, cpu=_in_a_call, default=lambda dx_bnd: dx_bnd),)
+
+
+def _in_a_call(x: jax.Array) -> jax.Array:
+    """x by way of a function that XLA does not inline, so that nothing is fused across it."""
+    with set_xla_metadata(inlineable="false"):
+        return _twice_negated(x)
+
+
+@jax.jit
+def _twice_negated(x: jax.Array) -> jax.Array:
+    # jax would leave out a function that gives back its argument.
+    return jax.lax.neg(jax.lax.neg(x))
+
+
+_summed_once.defvjp(lambda x_bnd: (x_bnd, None), _materialised)
 
 
 def _scanned(

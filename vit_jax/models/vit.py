@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models.layers import Block, MapPool, Norm
+from vit_jax.models.layers import Block, MapPool, Norm, affine
 from vit_jax.models.resnet import Stem
 from vit_jax.models.stack import run_blocks
 from vit_jax.sections import Model
@@ -66,8 +66,7 @@ class Embed(nn.Module):
     def __call__(self, images_bhwc: jax.Array) -> jax.Array:
         cfg = self.cfg
         x_bhwc = Stem(cfg, name="stem")(images_bhwc) if cfg.stem_width else images_bhwc
-        p = (cfg.patch_size, cfg.patch_size)
-        x_bhwd = nn.Conv(cfg.width, p, strides=p, padding="VALID", dtype=cfg.dtype, name="patch")(x_bhwc)
+        x_bhwd = Patch(cfg, name="patch")(x_bhwc)
         b, h, w, d = x_bhwd.shape
         x_bnd = x_bhwd.reshape(b, h * w, d)
         covers_class = cfg.posemb == "learned" and cfg.class_token and cfg.posemb_class_slot
@@ -105,6 +104,25 @@ class Embed(nn.Module):
             shape = (1, *x_bnd.shape[1:])
             pos_1nd = self.param("positions", nn.initializers.normal(TOKEN_STD), shape, jnp.float32)
         return x_bnd + pos_1nd.astype(x_bnd.dtype)
+
+
+class Patch(nn.Module):
+    """x W + a of each p x p patch, [b, h, w, c] to [b, h/p, w/p, d]: nn.Conv's parameters and initial values.
+
+    One matrix product. Pixels beyond the last whole patch are left out.
+    """
+
+    cfg: Model
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
+        d, p, (b, *image_hw, c) = self.cfg.width, self.cfg.patch_size, x_bhwc.shape
+        h, w = (side // p for side in image_hw)
+        kernel_ppcd = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, d), jnp.float32)
+        bias_d = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
+        x_bhpwpc = x_bhwc[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
+        x = x_bhpwpc.swapaxes(2, 3).reshape(b * h * w, p * p * c)
+        return affine(self.cfg, x, kernel_ppcd.reshape(p * p * c, d), bias_d).reshape(b, h, w, d)
 
 
 class Pool(nn.Module):

@@ -1,0 +1,25 @@
+"""What the C library does with freed memory, where steps run on the CPU."""
+
+import ctypes
+import sys
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+NEVER, LARGEST = -1, 2**31 - 1  # bytes
+
+
+def keep_freed() -> bool:
+    """Have glibc keep freed memory for the next step; False where the C library is another.
+
+    The temporaries of a compiled step are one allocation, which glibc would return to the kernel after each
+    step: the pages of the next one are then zeroed as they are first written, a quarter of a small model's
+    step (benchmarks/LOG.md). One arena, because only the first can hold so much. Allocations above 2 GiB are
+    left as they are.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    wanted = {ARENA_MAX: 1, TRIM_THRESHOLD: NEVER, MMAP_THRESHOLD: LARGEST}
+    return all([mallopt(key, value) for key, value in wanted.items()])
