@@ -40,8 +40,10 @@ def main() -> int:
 
     import jax  # after parsing: --help stays quick
 
-    from vit_jax.training import distributed, loop, sweep
+    from vit_jax.training import distributed, host_memory, loop, sweep
 
+    if host_memory.only_cpu(configs[0].device):
+        host_memory.keep_freed()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

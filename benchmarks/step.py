@@ -114,7 +114,7 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
         os.environ["OMP_NUM_THREADS"] = "1"
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if jax.default_backend() == "cpu":  # as training does; peers in this process have the same of it
+    if host_memory.only_cpu("any"):  # as training does; peers in this process have the same of it
         host_memory.keep_freed()
     peers = args.peers.split(",") if args.peers else []
     entered = [c for work in works(args) for c in entrants(work, peers)]

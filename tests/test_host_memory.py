@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from vit_jax.training import host_memory
+
 PROGRAM = """
 import ctypes
 import resource
@@ -44,3 +46,19 @@ def test_pages_of_freed_arrays_are_kept():
 
     assert faults("leave") > 10_000
     assert faults("keep") < 1_000
+
+
+@pytest.mark.parametrize(
+    ("device", "platforms", "plugins", "told"),
+    [
+        ("any", "", (), True),
+        ("any", "", ("jax_plugins",), False),
+        ("any", "", ("libtpu",), False),
+        ("cpu", "", ("jax_plugins",), True),
+        ("any", "cpu", ("jax_plugins",), True),
+    ],
+)
+def test_the_cpu_is_told_before_jax_starts(monkeypatch, device, platforms, plugins, told):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(host_memory, "find_spec", lambda name: name in plugins)
+    assert host_memory.only_cpu(device) == told

@@ -17,7 +17,7 @@ from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.sections import Config
-from vit_jax.training import diagnose, distributed, host_memory, start
+from vit_jax.training import diagnose, distributed, start
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes
 from vit_jax.training.checkpoint import Checkpoints, steps_in
@@ -45,8 +45,6 @@ def run(cfg: Config, workdir: Path, *, data: Splits | None = None, accept_change
     `accept_change`. SIGTERM and SIGINT save a checkpoint and end the run early.
     """
     mesh = meshes.make(cfg.device, cfg.fsdp)
-    if mesh.devices.flat[0].platform == "cpu":
-        host_memory.keep_freed()
     primary = jax.process_index() == 0
     if primary:
         print(f"device: {meshes.describe(mesh)}", flush=True)
