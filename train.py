@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vit_jax import config, fields, sections
-from vit_jax.cli.common import make_parser, run_command
+from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
 from vit_jax.training import grid
 
@@ -32,8 +32,7 @@ def main() -> int:
     parser = make_parser(__doc__, EXAMPLES + fields.describe(sections.Config))
     _add_arguments(parser)
     args, rest = parser.parse_known_args()
-    if args.workdir is None and not args.plan:
-        raise UserError("--workdir is missing: the folder of the run, continued if it exists")
+    _check(args)
     workdir = cast(Path, args.workdir)
     points = grid.points(args.sweep)
     configs = [_config(args, [*rest, *point.arguments]) for point in points]
@@ -57,10 +56,24 @@ def main() -> int:
     return 128 + ended_by if ended_by else 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for arguments that do not go together."""
+    if args.workdir is None and not args.plan:
+        raise UserError("--workdir is missing: the folder of the run, continued if it exists")
+    if args.plan and args.sweep:
+        raise UserError("--plan tells of one run: leave --sweep out")
+    if args.sweep_index is not None and not args.sweep:
+        raise UserError("--sweep_index is of a --sweep: give one")
+    if not args.plan and (args.json or args.device_memory_gib is not None):
+        raise UserError("--json and --device_memory_gib are of --plan: add it")
+    if args.device_memory_gib is not None and not 0 < args.device_memory_gib < float("inf"):
+        raise UserError(f"--device_memory_gib={args.device_memory_gib} must be above 0, and finite")
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="FILE[:ARG], a Python config file")
     parser.add_argument("--rerun", metavar="RUN", help="instead of --config: that of this run, or step of it")
-    parser.add_argument("--workdir", type=Path, help="folder of the run, continued if it exists")
+    parser.add_argument("--workdir", type=nonempty_path, help="folder of the run, continued if it exists")
     parser.add_argument(
         "--config_change",
         choices=("refuse", "accept"),

@@ -51,6 +51,26 @@ def test_help_has_examples(command):
     assert command.split()[-1] in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--workdir", "argument --workdir: expected one argument"),
+        ("--workdir=", "a path on the command line is empty"),
+        ("--config_change=maybe --workdir=x", "invalid choice: 'maybe'"),
+        ("--plan --sweep config.seed=1,2", "--plan tells of one run"),
+        ("--workdir=x --sweep_index 0", "--sweep_index is of a --sweep"),
+        ("--workdir=x --json", "are of --plan"),
+        ("--plan --device_memory_gib nan", "--device_memory_gib=nan must be above 0"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_one_line(arguments, message):
+    result = python("train.py", "--config", "configs/quickstart.py", *arguments.split())
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_importing_is_light():
     heavy = "[m for m in ('tensorflow', 'torch', 'orbax', 'sklearn', 'matplotlib') if m in sys.modules]"
     result = python("-c", f"import sys, vit_jax; print({heavy})")

@@ -41,6 +41,26 @@ def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_pat
         assert out.count("%  of") == 10
 
 
+def test_data_of_other_classes_is_refused_and_of_other_names_told(monkeypatch, capsys, workdir, tmp_path):
+    def evaluated(names):
+        for name in names:
+            (tmp_path / name).mkdir(exist_ok=True)
+            for i in range(30):
+                Image.new("L", (8, 8), 90).save(tmp_path / name / f"{i}.png")
+        data = ("--data.name=folder", f"--data.dir={tmp_path}")
+        code, _, err = call(monkeypatch, capsys, evaluate, workdir, *data)
+        return code, err[-1]
+
+    code, told = evaluated(["ape", "bee"])
+    assert code == 2
+    assert "the data has 2 classes (ape, bee, ...), the model 10 (0, 1, 2, ...)" in told
+    code, told = evaluated(["ape", "bee", *"01234567"])
+    assert code == 0
+    assert told == (
+        "note: 2 of 10 classes have other names in the data than in the model, the first 'ape' and '8'"
+    )
+
+
 def test_calibration_is_used_by_predict(monkeypatch, capsys, workdir, tmp_path):
     Image.new("L", (8, 8), 90).save(tmp_path / "x.png")
     code, _, err = call(monkeypatch, capsys, predict, workdir, tmp_path / "x.png", "--coverage", 0.9)

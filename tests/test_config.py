@@ -31,6 +31,8 @@ def parse(*assignments):
         ("optim.lr=fast", "optim.lr='fast' is not a number"),
         ("optim.lr=-1", "optim.lr=-1.0 must be above 0"),
         ("optim.lr=nan", "optim.lr=nan is not a number"),
+        ("optim.lr=", "optim.lr= is a number: give a value"),
+        ("optim.trained=(", "optim.trained=( is not a regular expression"),
         ("model.depth=2.5", "model.depth=2.5 is not a whole number"),
         ("model.class_token=yes", "model.class_token='yes' is not true or false"),
         ("model.pooling=max", "model.pooling='max' is not one of token, gap, map"),

@@ -104,6 +104,7 @@ def test_a_sweep_is_a_grid_of_fields(tmp_path):
         (["nothing.txt"], "neither config.field=value,value nor a file"),
         (["optim.lr=1"], "write config.field=value,value"),
         (["config.seed=1", "config.seed=2"], "names a field twice"),
+        (["config.seed=1,2,1"], "names a value twice"),
     ],
 )
 def test_a_sweep_that_is_none_is_refused(texts, message):

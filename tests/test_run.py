@@ -299,6 +299,15 @@ def test_load_and_classify_agree_with_evaluation(trained):
     hits = [p[0].index == label for p, (_, label) in zip(predictions, pairs, strict=True)]
     assert np.mean(hits) == pytest.approx(outcome.metrics["top1"])
     assert sum(p.confidence for p in loaded.classify([pairs[0][0]], top=10)[0]) == pytest.approx(1, abs=1e-5)
+    picture = Image.new("L", (8, 8))
+    for images, top, message in (
+        (picture, 5, r"in a list: \[image\]"),
+        (["x.jpg"], 5, r"images\[0\] is str"),
+        ([picture, np.zeros((8, 8, 1))], 5, r"images\[1\] is ndarray: want a PIL image or a uint8 array"),
+        ([picture], 0, "top=0 must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loaded.classify(images, top=top)
 
 
 def test_a_file_can_be_the_teacher(trained, tmp_path):

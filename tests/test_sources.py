@@ -68,6 +68,15 @@ def test_a_folder_with_splits_keeps_them(tmp_path: Path, second: str) -> None:
     np.testing.assert_array_equal(test.labels(), [1])
 
 
+def test_a_class_of_the_evaluation_split_alone_is_refused(tmp_path: Path) -> None:
+    for file in ("train/a/1.jpg", "val/a/1.jpg", "val/aa/1.jpg"):
+        save(tmp_path / file, b"")
+    cfg = Data(name="folder", dir=str(tmp_path))
+    assert sources.open_split(cfg, train=True).size == 1
+    with pytest.raises(UserError, match=r"val has classes that .*train lacks \(aa\): rename or remove"):
+        sources.open_split(cfg, train=False)
+
+
 def test_folders_without_images_say_what_is_wanted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no images for training: want one folder a class"):
         sources.open_split(Data(name="folder", dir=str(tmp_path)), train=True)

@@ -69,7 +69,12 @@ def read(root: type, name: str, text: str) -> Any:
     hint = known[name].type
     if hint is str:
         return text
-    values = tuple(_word(word.strip()) for word in text.strip("()[] ").split(",") if word.strip())
+    body = text.strip()
+    if body[:1] + body[-1:] in ("()", "[]"):  # a pattern may begin or end with one
+        body = body[1:-1]
+    values = tuple(_word(word.strip()) for word in body.split(",") if word.strip())
+    if not body and not (isinstance(hint, UnionType) or typing.get_origin(hint) is tuple):
+        fail(f"{name}= is {_wanted(hint)}: give a value")
     many = len(values) != 1 or typing.get_origin(hint) is tuple
     return _check(name, values if many else values[0], hint)
 

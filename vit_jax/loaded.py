@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data import transforms
+from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.sections import Data, Spec
 from vit_jax.training import refs
@@ -48,12 +49,17 @@ class Loaded:
     report: Report
 
     def classify(self, images: Iterable[Image.Image], top: int = 5) -> list[list[Prediction]]:
-        """The `top` classes of each image, the likeliest first. Preprocesses as in evaluation."""
-        images = list(images)
+        """The `top` classes of each image, the likeliest first. Preprocesses as in evaluation.
+
+        Raises UserError for what is no image, and for a `top` below 1.
+        """
+        if top < 1:
+            raise UserError(f"top={top} must be at least 1")
         return [self.best(row, top) for row in self.probabilities(images)]
 
     def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
-        """Softmax probabilities, float32 [images, classes]."""
+        """Softmax probabilities, float32 [images, classes]. Raises UserError for what is no image."""
+        images = list(_checked(images))
         rows = [transforms.for_evaluation(i, self.spec.preprocess, self.spec.model.image_hw) for i in images]
         if not rows:
             return np.zeros((0, self.spec.model.classes), np.float32)
@@ -118,6 +124,15 @@ def save(
     spec = loaded.spec
     beside = {"preprocess": spec.preprocess, "class_names": spec.class_names}
     write(path, loaded.params, spec.model, dialect=dialect, numerics=numerics, **beside)
+
+
+def _checked(images: Iterable[Image.Image]) -> Iterator[Image.Image]:
+    if isinstance(images, Image.Image | str | Path):
+        raise UserError("images are given in a list: [image]")
+    for i, image in enumerate(images):
+        if not isinstance(image, Image.Image) and getattr(image, "dtype", None) != np.uint8:
+            raise UserError(f"images[{i}] is {type(image).__name__}: want a PIL image or a uint8 array")
+        yield image
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from vit_jax.errors import UserError
 
@@ -15,14 +15,26 @@ if TYPE_CHECKING:
 PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: --help tells what is wanted")
+
+
 def make_parser(description: str | None, examples: str) -> argparse.ArgumentParser:
-    """A parser whose --help ends with `examples` as they are written."""
-    return argparse.ArgumentParser(
+    """A parser whose --help ends with `examples` as they are written, and whose errors are UserErrors."""
+    return _Parser(
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def nonempty_path(text: str) -> Path:
+    """A path of the command line. Raises UserError for an empty one, such as an unset variable of a shell."""
+    if not text:
+        raise UserError("a path on the command line is empty")
+    return Path(text)
 
 
 def run_command(main: Callable[[], int | None]) -> int:

@@ -1,13 +1,15 @@
 """Accuracy, loss and calibration of a model on a data set, each example counted exactly once."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import make_parser, run_command, save_figure
+from vit_jax.cli.common import make_parser, nonempty_path, run_command, save_figure
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -27,8 +29,8 @@ def main() -> None:
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
     parser.add_argument("--table", action="store_true", help="print a line a class, the worst first")
-    parser.add_argument("--confusion", type=Path, help="draw the confusion matrix to this file")
-    parser.add_argument("--save", type=Path, help="write a row an example to this .npz file")
+    parser.add_argument("--confusion", type=nonempty_path, help="draw the confusion matrix to this file")
+    parser.add_argument("--save", type=nonempty_path, help="write a row an example to this .npz file")
     parser.add_argument("--compare", help="another model, or what --save wrote for it: paired McNemar test")
     parser.add_argument("--calibrate", action="store_true", help="fit confidences, and save them beside ref")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -71,12 +73,26 @@ def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: 
     else:  # the same examples, seen as this model wants to see them
         preprocess = loaded.spec.preprocess
     source = sources.open_split(data, train=False)
+    _check_classes(source.class_names, loaded.spec.class_names, cfg.classes)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}
     logits = walk(forward, loaded.params, source, data, **seen)
     found = predictions.collect(logits, keep_logits=keep_logits)
     names = loaded.spec.class_names or tuple(source.class_names)
     return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data
+
+
+def _check_classes(data: Sequence[str], model: Sequence[str], classes: int) -> None:
+    """Raise UserError for data of another number of classes; say so where names differ."""
+    if data and len(data) != classes:
+        raise UserError(
+            f"the data has {len(data)} classes ({', '.join(data[:3])}, ...), the model {classes} "
+            f"({', '.join(model[:3]) or 'without names'}, ...): labels of one mean nothing to the other"
+        )
+    other = [(a, b) for a, b in zip(data, model, strict=False) if a != b]
+    if other:
+        told = f"{len(other)} of {classes} classes have other names in the data than in the model"
+        print(f"note: {told}, the first {other[0][0]!r} and {other[0][1]!r}", file=sys.stderr)
 
 
 def _facts(found: Any, names: list[str]) -> dict[str, Any]:

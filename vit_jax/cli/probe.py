@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import make_parser, run_command
+from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -59,8 +59,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what is held out, drawn and shuffled")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--batch_size", type=int, default=128, help="images a batch (default: 128)")
-    parser.add_argument("--cache", type=Path, help="folder of features (default: in the user's cache)")
-    parser.add_argument("--out", type=Path, help="write the table to this .md or .csv file")
+    parser.add_argument(
+        "--cache", type=nonempty_path, help="folder of features (default: in the user's cache)"
+    )
+    parser.add_argument("--out", type=nonempty_path, help="write the table to this .md or .csv file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     _check(args)

@@ -89,7 +89,12 @@ def folder(cfg: Data, *, train: bool) -> Source:
         if not split_dir.is_dir():
             raise UserError(f"data.dir={cfg.dir} has no folder {split_dir.name}: set data.eval_split")
     classes_dir = root / cfg.train_split if has_splits else root
-    names = tuple(sorted(p.name for p in classes_dir.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    names = _folders(classes_dir)
+    if unknown := sorted(set(_folders(split_dir)) - set(names)):
+        raise UserError(
+            f"data.dir={split_dir} has classes that {classes_dir} lacks ({', '.join(unknown[:4])}): "
+            "rename or remove their folders"
+        )
     files, labels = _list(split_dir, names)
     if not has_splits:
         kept = [i for i, file in enumerate(files) if _is_eval(file) != train]
@@ -164,6 +169,10 @@ class _Files:
 
     def all_labels(self) -> np.ndarray:
         return self.labels_n
+
+
+def _folders(place: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def _list(split_dir: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:

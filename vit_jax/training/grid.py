@@ -46,7 +46,10 @@ def _axis(line: str) -> tuple[str, list[str]]:
     name, equals, values = line.removeprefix("--").partition("=")
     if not name.startswith("config.") or not equals or not values:
         raise UserError(f"--sweep {line}: write config.field=value,value")
-    return name, values.split(",")
+    chosen = values.split(",")
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"--sweep {line} names a value twice")
+    return name, chosen
 
 
 def _short(pairs: list[str]) -> list[str]:

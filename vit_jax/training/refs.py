@@ -48,6 +48,8 @@ def read(
     A directory of ours stands for its best step, or for its newest if it has no best. Adapted to `image_size`
     and `classes` as `weights.load.read` does, which says what the other arguments mean. Raises UserError.
     """
+    if not str(ref):
+        raise UserError("the name of the model is empty: give a run, a file, an address or a published name")
     if posemb_method is not None:
         posemb.check_method(posemb_method)
     if not Path(ref).is_dir() or is_model_folder(Path(ref)):

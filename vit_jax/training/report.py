@@ -34,7 +34,9 @@ class Reporter:
         self._tensorboard = Scalars(workdir / "tensorboard", step=step + 1)
         self._progress.start()
         self._warnings = _Lines(self)
-        logging.getLogger("vit_jax").addHandler(self._warnings)
+        self._logger = logging.getLogger("vit_jax")
+        self._logger.addHandler(self._warnings)
+        self._logger.propagate = False  # the root's handler would tell them again
 
     def say(self, text: str) -> None:
         """One line to the console and to log.txt."""
@@ -75,7 +77,8 @@ class Reporter:
 
     def __exit__(self, kind: type[BaseException] | None, e: Any, trace: TracebackType | None) -> None:
         if self._active:
-            logging.getLogger("vit_jax").removeHandler(self._warnings)
+            self._logger.removeHandler(self._warnings)
+            self._logger.propagate = True
             self._progress.stop()
             self._tensorboard.close()
             self._log.close()
