@@ -10,7 +10,6 @@ trust. Memory is XLA's own account of the compiled program. Results: benchmarks/
 """
 
 import argparse
-import functools
 import os
 import subprocess
 import sys
@@ -23,12 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import build, stack, variants
-from vit_jax.sections import Model, Optim, Preprocess
-from vit_jax.training import optim, step
+from vit_jax.models import variants
+from vit_jax.sections import Model, Optim
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contenders import CLASSES, Batch  # beside this file
+from contenders import CLASSES, Batch, trainer  # beside this file
 
 MIB = 2**20
 
@@ -36,20 +34,11 @@ MIB = 2**20
 def program(size: str, *, image_size: int, batch: int, **fields: Any) -> tuple[Any, Any, Batch]:
     """(train step, shapes of its state, shapes of its batch): AdamW with decay and clipping, 1000 classes."""
     cfg = Model(**variants.model(size) | {"image_size": image_size, "classes": CLASSES} | fields)
-    model = build.build(cfg)
-    optimizer = optim.make(Optim(weight_decay=0.1, clip_norm=1.0, warmup_steps=100), 1000)
-
-    def init() -> Any:
-        params = build.init(model, jax.random.key(0), image_hw=cfg.image_hw, channels=3)
-        return step.init_state(stack.stack(params) if cfg.scan else params, optimizer)
-
-    update = functools.partial(
-        step.train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=50
-    )
+    update, init = trainer(cfg, Optim(weight_decay=0.1, clip_norm=1.0, warmup_steps=100))
     like = jax.ShapeDtypeStruct
     image = like((batch, *cfg.image_hw, 3), jnp.uint8)
     shapes = Batch(image, like((batch,), jnp.int32), like((batch,), jnp.float32))
-    return jax.jit(update, donate_argnums=0), jax.jit(init), shapes
+    return update, init, shapes
 
 
 def compiled(update: Any, init: Any, batch: Batch) -> tuple[Any, float, float]:

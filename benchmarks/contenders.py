@@ -1,6 +1,7 @@
 """What `benchmarks/step.py` runs side by side: work, programs that do it, and how their turns are timed."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax.sections import Model
+from vit_jax.models import build, stack
+from vit_jax.sections import Model, Optim, Preprocess
+from vit_jax.training import optim, step
 
 INFERENCE = "inference"
 CLASSES = 1000
@@ -83,8 +86,23 @@ def forward_flops(cfg: Model) -> float:
     return 2.0 * (patches * cfg.patch_size**2 * 3 * d + cfg.depth * block + d * cfg.classes)
 
 
+def trainer(cfg: Model, optimizer: Optim) -> tuple[Any, Any]:
+    """vit_jax's jitted train step, whose state is donated, and the jitted function that makes the state."""
+    model, rule = build.build(cfg), optim.make(optimizer, 1_000_000)
+
+    def init() -> Any:
+        params = build.init(model, jax.random.key(0), image_hw=cfg.image_hw, channels=3)
+        return step.init_state(stack.stack(params) if cfg.scan else params, rule)
+
+    update = functools.partial(
+        step.train_step, model=model, optimizer=rule, preprocess=Preprocess(), seed=0, log_every=50
+    )
+    return jax.jit(update, donate_argnums=0), jax.jit(init)
+
+
 def compiled(function: Any, arguments: tuple[Any, ...], *, carries: bool) -> Program:
     """A jitted `function` compiled and run once; with `carries`, its result is its next first argument."""
+    jax.block_until_ready(arguments)  # what still makes them would share the processor with the compiler
     start = time.perf_counter()
     program = function.lower(*arguments).compile()
     compile_s = time.perf_counter() - start

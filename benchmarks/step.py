@@ -18,6 +18,7 @@ What was tried and measured: benchmarks/LOG.md. Whole outputs: benchmarks/result
 """
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import json
@@ -31,7 +32,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import build, variants
 from vit_jax.sections import Model, Optim, Preprocess
-from vit_jax.training import host_memory, optim, step
+from vit_jax.training import host_memory, step
 
 sys.path.insert(0, str(Path(__file__).parent))
 import contenders  # beside this file, as peers are
@@ -50,20 +51,17 @@ PEERS = {  # name: module of peers/, and what its `program` takes beside the wor
 
 def ours(work: Work) -> Program:
     """vit_jax's own program for the work."""
-    model = build.build(work.cfg)
-    init = functools.partial(build.init, model, image_hw=work.cfg.image_hw, channels=3)
-    params = jax.jit(init)(jax.random.key(0))
     image, label = map(jnp.asarray, work.examples())
-    if work.mode == INFERENCE:
-        apply = lambda params, image: model.apply({"params": params}, step.normalise(image, Preprocess()))
-        return contenders.compiled(jax.jit(apply), (params, image), carries=False)
-    optimizer = optim.make(Optim(name=work.mode), 1_000_000)
-    update = functools.partial(
-        step.train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=50
+    if work.mode != INFERENCE:
+        update, init = contenders.trainer(work.cfg, Optim(name=work.mode))
+        batch = Batch(image, label, jnp.ones(work.batch, jnp.float32))
+        return contenders.compiled(update, (init(), batch), carries=True)
+    model = build.build(work.cfg)
+    params = jax.jit(functools.partial(build.init, model, image_hw=work.cfg.image_hw, channels=3))(
+        jax.random.key(0)
     )
-    state = jax.jit(lambda params: step.init_state(params, optimizer))(params)
-    batch = Batch(image, label, jnp.ones(work.batch, jnp.float32))
-    return contenders.compiled(jax.jit(update, donate_argnums=0), (state, batch), carries=True)
+    apply = lambda params, image: model.apply({"params": params}, step.normalise(image, Preprocess()))
+    return contenders.compiled(jax.jit(apply), (params, image), carries=False)
 
 
 def works(args: argparse.Namespace) -> list[Work]:
@@ -76,7 +74,9 @@ def works(args: argparse.Namespace) -> list[Work]:
             cfg = Model(**fields, classes=CLASSES, dtype=dtype)
             if cfg.stem_width:
                 raise SystemExit(f"{size}: the stem's convolutions are not counted: give a ViT or a Mixer")
-            out += [Work(size, cfg, mode, args.batch) for mode in args.modes.split(",")]
+            for mode in args.modes.split(","):
+                scan = args.scan and mode != INFERENCE
+                out.append(Work(size, dataclasses.replace(cfg, scan=scan), mode, args.batch))
     return out
 
 
@@ -117,8 +117,8 @@ def main() -> None:
     if host_memory.only_cpu("any"):  # as training does; peers in this process have the same of it
         host_memory.keep_freed()
     peers = args.peers.split(",") if args.peers else []
-    entered = [c for work in works(args) for c in entrants(work, peers)]
     products = {dtype: product(dtype) for dtype in args.dtypes.split(",")}
+    entered = [c for work in works(args) for c in entrants(work, peers)]
     contenders.measure([*entered, *products.values()], args.rounds)
     head = {"device": jax.devices()[0].device_kind, **versions(), "image_size": args.image_size}
     head |= {"batch": args.batch, "rounds": args.rounds}
@@ -139,6 +139,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--depth", type=int, default=0, help="blocks, for a quick look; 0: as the size has")
+    parser.add_argument("--scan", action="store_true", help="our train steps with model.scan")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(

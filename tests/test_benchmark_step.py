@@ -50,6 +50,14 @@ def test_the_step_benchmark_prints_json(step, monkeypatch, capsys):
     assert row["peak_mib"] > 0
 
 
+def test_the_step_benchmark_scans_train_steps_alone(step, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["step.py", *SMALL.split(), "--modes", "inference,sgd", "--scan"])
+    inference, train = step.works(step._arguments())
+    assert not inference.cfg.scan
+    assert train.cfg.scan
+    step.ours(train).turn()
+
+
 def test_the_products_of_a_model_are_those_of_the_literature(step):
     # Giga multiply-accumulates as published for timm's models at 224 pixels, attention's products included.
     for size, wanted in {"Ti/16": 1.26, "S/16": 4.6, "B/16": 17.6}.items():

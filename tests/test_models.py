@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -335,3 +336,28 @@ def test_fields_that_contradict_each_other_are_refused(fields, message):
 def test_flatten_takes_jax_arrays():
     flat = save.flatten({"a": {"b": jnp.ones(2, jnp.bfloat16)}})
     assert flat["a/b"].dtype == np.float32
+
+
+def test_training_traces_blocks_that_are_alike_once_and_drops_other_features_in_each():
+    cfg = Model(**SMALL | {"depth": 4, "dropout": 0.5})
+    params, traced = fresh(cfg), []
+
+    def watch(call, args, kwargs, context):
+        if isinstance(context.module, layers.Block) and context.method_name == "__call__":
+            traced.append(context.module.name)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        _, state = build.build(cfg).apply(
+            {"params": params},
+            jnp.ones((2, *cfg.image_hw, 3)),
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: module.name == "Dropout_0",
+        )
+    assert traced == ["block_0"]  # the last is like the others where intermediates are kept
+    blocks = [state["intermediates"][f"block_{i}"] for i in range(cfg.depth)]
+    dropped = [np.asarray(block["mlp"]["Dropout_0"]["__call__"][0]) == 0 for block in blocks]
+    for i in range(1, cfg.depth):
+        assert 0.3 < (dropped[0] != dropped[i]).mean() < 0.7  # masks that share nothing differ in half

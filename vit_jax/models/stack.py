@@ -79,6 +79,8 @@ def run_blocks(
     call: Any = lambda block, x_bnd: block(x_bnd, train=train)
     if cfg.remat != "none":
         call = nn.remat(call, policy=POLICIES[cfg.remat])
+    if train:  # blocks that are alike are traced once; not in inference, where callers look into blocks
+        call = nn.jit(call)
     for i, rate in enumerate(rates):
         make = last if last and i == cfg.depth - 1 else kind
         x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), _summed_once(x_bnd))

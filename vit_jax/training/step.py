@@ -142,7 +142,7 @@ def _guarded(state: State, stepped: State, sound: jax.Array, max_skipped: int) -
         guard=Guard(jnp.where(halted, guard.skipped, guard.skipped + 1), guard.usual, halted),
     )
     take = sound & ~halted
-    return jax.tree.map(lambda new, old: jnp.where(take, new, old), stepped, kept)
+    return jax.tree.map(lambda new, old: jax.lax.select(take, new, old), stepped, kept)
 
 
 def open_guard() -> Guard:
