@@ -251,3 +251,9 @@ def test_fifty_epochs_take_no_more_memory_than_five() -> None:
             sizes.append(resident_mib())
     # An epoch is 1.6 MiB of images: ten epochs' leak would be 16 MiB, allocators wander by a few.
     assert max(sizes[1:]) - sizes[1] < 8
+
+
+@pytest.mark.parametrize("key", [(0, 0, 0, 0), (7, 3, 129, 2), (2**40, 1, 2, 0)])
+def test_augmentation_draws_from_numpys_default_generator_of_its_key(key):
+    expected = np.random.default_rng((loader.AUGMENT, *key)).random(5)
+    np.testing.assert_array_equal(loader.augmentation_rng(*key).random(5), expected)

@@ -103,7 +103,7 @@ def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
             picture, label = source.get(index)
             views = [transforms.for_evaluation(picture, cfg.data, (h, w))]
             for view in range(SHEET_VIEWS):
-                rng = np.random.default_rng((loader.AUGMENT, cfg.seed, 0, index, view))
+                rng = loader.augmentation_rng(cfg.seed, 0, index, view)
                 views.append(transforms.for_training(picture, cfg.data, (h, w), rng))
             text = f"{index}: {source.class_names[label]}"
         except BrokenExample as e:

@@ -86,7 +86,7 @@ class TrainBatches:
     def _row(self, position: int) -> tuple[np.ndarray | None, int]:
         epoch, index, copy = self.example(position)
         picture, label = self.source.get(index)
-        rng = np.random.default_rng((AUGMENT, self.seed, epoch, index, copy))
+        rng = augmentation_rng(self.seed, epoch, index, copy)
         return transforms.for_training(picture, self.cfg, self.image_hw, rng), label
 
 
@@ -150,6 +150,13 @@ def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -
 def order(seed: int, epoch: int, size: int) -> np.ndarray:
     """The permutation of `size` examples in `epoch`."""
     return np.random.default_rng((ORDER, seed, epoch)).permutation(size)
+
+
+def augmentation_rng(seed: int, epoch: int, index: int, copy: int) -> np.random.Generator:
+    """What a copy of an example is augmented by: numpy's `default_rng` of this key, but sooner."""
+    key = (AUGMENT, seed, epoch, index, copy)
+    words = np.array(key, np.uint32) if max(key) < 2**32 else key  # numpy splits larger numbers into words
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from vit_jax.training.job import Job, Splits
 from vit_jax.training.report import Reporter
 from vit_jax.training.step import State
 
+SENT_AHEAD = 4  # steps: the devices never wait for the host, and batches do not pile up in their memory
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
@@ -128,18 +130,18 @@ class _Loop:
         step = saved = int(state.step)
         stream = loader.iterate(self._batches(), job.cfg.data, start=step)
         clock = Clock(step)
-        before = stopped = None
+        sent: deque[jax.Array] = deque()  # whether the run must stop, of steps that may not be done yet
+        stopped = None
         while step < job.steps and not (stopped := stop(step)):
             with clock.waiting():
                 batch = next(stream)
             state, halted = job.step(state, meshes.to_devices(batch, cfg.batch_size, job.mesh))
-            # Of the step before, so that the devices never wait for the host.
-            if before is not None and before > 0:
+            sent.append(halted)
+            if len(sent) > SENT_AHEAD and float(sent.popleft()):
                 self._halt(state, metrics)
-            before = halted
             step += 1
             last = step == job.steps
-            if self._due(step) and halted > 0:
+            if self._due(step) and float(halted):
                 self._halt(state, metrics)
             if last or step % cfg.log_every == 0:
                 self._log(state, step, clock)
@@ -150,7 +152,7 @@ class _Loop:
             if last or step % cfg.checkpoint_every == 0:
                 self._save(state, step, metrics)
                 saved = step
-        if before is not None and before > 0:
+        if sent and float(sent[-1]):  # a run that halted stays so
             self._halt(state, metrics)
         if saved < step:
             self._save(state, step, metrics)

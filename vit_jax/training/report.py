@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +31,9 @@ class Reporter:
         self._task = self._progress.add_task("training", total=steps, completed=step)
         self._log = (workdir / "log.txt").open("a", buffering=1)
         self._metrics = workdir / "metrics.jsonl"
+        self._news = self._metrics.exists()  # since the last drawing
+        self._drawing: Future[None] | None = None
+        self._artist = ThreadPoolExecutor(1, thread_name_prefix="curves")
         _keep_until(self._metrics, step)
         self._tensorboard = Scalars(workdir / "tensorboard", step=step + 1)
         self._progress.start()
@@ -48,6 +52,7 @@ class Reporter:
         """One line of metrics.jsonl, flushed, and the same to TensorBoard."""
         if not self._active:
             return
+        self._news = True
         with self._metrics.open("a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
         self._tensorboard.add(step, values)
@@ -63,25 +68,36 @@ class Reporter:
             self.say(text)
 
     def curves(self) -> None:
-        """Draw curves.png from metrics.jsonl."""
-        if self._active:
+        """Draw curves.png from metrics.jsonl, in the background, if there is anything new.
+
+        Raises OSError if that failed the time before.
+        """
+        if self._active and self._news:
+            self._news = False
             self._tensorboard.flush()
-        if self._active and self._metrics.exists():
-            _draw(
-                [json.loads(line) for line in self._metrics.read_text().splitlines()],
-                self._workdir / "curves.png",
-            )
+            self._finish_drawing()
+            lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
+            self._drawing = self._artist.submit(_draw, lines, self._workdir / "curves.png")
+
+    def _finish_drawing(self) -> None:
+        if self._drawing is not None:
+            drawing, self._drawing = self._drawing, None
+            drawing.result()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: Any, trace: TracebackType | None) -> None:
-        if self._active:
-            self._logger.removeHandler(self._warnings)
-            self._logger.propagate = True
-            self._progress.stop()
-            self._tensorboard.close()
-            self._log.close()
+        if not self._active:
+            return
+        self._logger.removeHandler(self._warnings)
+        self._logger.propagate = True
+        self._progress.stop()
+        self._tensorboard.close()
+        self._log.close()
+        self._artist.shutdown()
+        if kind is None:
+            self._finish_drawing()
 
 
 class _Lines(logging.Handler):
@@ -109,7 +125,8 @@ def _keep_until(metrics: Path, step: int) -> None:
 def _draw(lines: list[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.12, top=0.92, wspace=0.15)
     for axes, (title, names) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
@@ -119,4 +136,6 @@ def _draw(lines: list[dict[str, float]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    figure.savefig(path, dpi=100)
+    part = path.with_suffix(".tmp")
+    figure.savefig(part, dpi=100, format="png")
+    part.replace(path)
