@@ -123,6 +123,8 @@ def _address(args: argparse.Namespace) -> Any:
     told = (args.coordinator, args.process_id, args.processes)
     if told.count(None) not in (0, 3):
         raise UserError("--coordinator, --process_id and --processes go together: give all three or none")
+    if args.coordinator and not args.coordinator.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator={args.coordinator} has no port: give host:port of process 0")
     return None if None in told else told
 
 

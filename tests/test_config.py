@@ -46,6 +46,7 @@ def parse(*assignments):
         ("data.mean=0.5,0.5", "data.mean=(0.5, 0.5) has neither 1 nor data.channels=3 values"),
         ("data.name=folder", "data.name=folder needs data.dir"),
         ("train.epochs=3", "set one of train.steps=10 and train.epochs=3.0 and leave the other 0"),
+        ("train.steps=-5", "train.steps=-5 must be at least 0"),
         ("train.batch_size=0", "train.batch_size=0 must be at least 1"),
     ],
 )
@@ -99,6 +100,11 @@ def test_every_config_file_names_the_command_that_runs_it(path):
 def test_a_config_file_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"no config file at configs/vit_b17.py"):
         config.load_file("configs/vit_b17.py:finetune")
+
+
+def test_a_config_file_that_is_no_python_is_named():
+    with pytest.raises(UserError, match=r"README.md is no Python file"):
+        config.load_file("README.md")
 
 
 def test_a_recipe_that_is_not_there_is_named():

@@ -30,8 +30,10 @@ def load_file(reference: str) -> ConfigDict:
     """Run `get_config(arg)` of `path/file.py` or `path/file.py:arg`. Raises UserError if there is none."""
     path, _, arg = reference.partition(":")
     spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)
-    if not Path(path).is_file() or spec is None or spec.loader is None:
+    if not Path(path).is_file():
         fail(f"--config={reference}: no config file at {path}: try configs/quickstart.py")
+    if spec is None or spec.loader is None:
+        fail(f"--config={reference}: {path} is no Python file: try configs/quickstart.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

@@ -291,10 +291,10 @@ class Train:
     micro_batches: int = field(1, "parts that a batch is cut into, one after another, to save memory")
 
     def __post_init__(self) -> None:
-        if bool(self.steps) == bool(self.epochs):
-            fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
         for name in ("steps", "epochs", "eval_batch_size", "eval_every", "max_skipped"):
             at_least(f"train.{name}", getattr(self, name), 0)
+        if bool(self.steps) == bool(self.epochs):
+            fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
         for name in ("batch_size", "checkpoint_every", "keep", "log_every", "micro_batches"):
             at_least(f"train.{name}", getattr(self, name), 1)
         if self.spike and self.spike <= 1:
