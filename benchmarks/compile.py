@@ -103,17 +103,19 @@ def cache(args: argparse.Namespace) -> None:
             start = time.perf_counter()
             root = Path(__file__).parent.parent
             with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True) as process:
-                marks = _marks(process, ("device:", "run:", "step 1/"), start)
+                marks = first_lines(process, ("device:", "run:", "step 1/"), start)
                 process.kill()
             told = ", ".join(f"{mark} {seconds:.1f} s" for mark, seconds in marks.items())
             between = marks["step 1/"] - marks["run:"]
             print(f"{name}: {told}; from run: to the first step {between:.1f} s", flush=True)
 
 
-def _marks(process: subprocess.Popen[str], wanted: tuple[str, ...], start: float) -> dict[str, float]:
+def first_lines(process: subprocess.Popen[str], wanted: tuple[str, ...], start: float) -> dict[str, float]:
+    """{beginning of a line: seconds after `start` of the first such line}, until the last of `wanted`."""
     found: dict[str, float] = {}
     for line in process.stdout or ():
-        found |= {mark: time.perf_counter() - start for mark in wanted if line.startswith(mark)}
+        seconds = time.perf_counter() - start
+        found |= {mark: seconds for mark in wanted if line.startswith(mark) and mark not in found}
         if wanted[-1] in found:
             return found
     raise SystemExit(f"the run ended before {wanted[-1]}")

@@ -10,7 +10,6 @@ Results: benchmarks/results/whole.md.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -18,39 +17,43 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+from compile import first_lines  # beside this file
+
+from vit_jax.config import from_command_line
+from vit_jax.data import loader, sources
+from vit_jax.training import host_memory
+from vit_jax.training import job as jobs
+from vit_jax.training import mesh as meshes
+from vit_jax.training.checkpoint import steps_in
+
 ROOT = Path(__file__).parent.parent
 
 
 def run(config: str, fields: list[str]) -> float:
     """Images a second of a whole run after its first log line."""
+    train = from_command_line(config, fields).train
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", "--config", config, "--workdir", folder, *fields]
-        marks = []
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            for line in process.stdout or ():
-                if line.startswith(("step ", "done:")):
-                    marks.append((line.split()[1].rstrip(":"), time.perf_counter()))
+            begin, end = f"step {train.log_every}/", "done:"
+            seconds = first_lines(process, (begin, end), time.perf_counter())
+            process.communicate()
         if process.returncode:
             raise SystemExit(f"the run failed with exit status {process.returncode}")
-        saved = json.loads((Path(folder) / "config.json").read_text())
-    (first, begun), (_, ended) = marks[0], marks[-1]
-    done, steps = map(int, first.split("/"))
-    return (steps - done) * saved["train"]["batch_size"] / (ended - begun)
+        last = steps_in(Path(folder) / "checkpoints")[-1]
+    if begin not in seconds:
+        raise SystemExit(
+            f"the run has {last} steps, none after its first log line: set train.log_every lower"
+        )
+    return (last - train.log_every) * train.batch_size / (seconds[end] - seconds[begin])
 
 
 def step(config: str, fields: list[str], seconds: float) -> float:
     """Images a second of the run's compiled step on its first batch."""
-    from vit_jax.training import host_memory
-
-    host_memory.keep_freed()  # as train.py does, before jax starts its threads
-    import jax
-
-    from vit_jax.config import from_command_line
-    from vit_jax.data import loader, sources
-    from vit_jax.training import job as jobs
-    from vit_jax.training import mesh as meshes
-
     cfg = from_command_line(config, fields)
+    if host_memory.only_cpu(cfg.device):  # as train.py does
+        host_memory.keep_freed()
     mesh = meshes.make(cfg.device, cfg.fsdp)
     data = jobs.Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     size = cfg.train.batch_size
@@ -82,15 +85,7 @@ def main() -> None:
     if args.step_alone:
         print(step(args.config, args.fields, args.seconds))
         return
-    alone = [
-        sys.executable,
-        __file__,
-        "--step-alone",
-        "--config",
-        args.config,
-        "--seconds",
-        str(args.seconds),
-    ]
+    alone = [sys.executable, __file__, "--step-alone", f"--config={args.config}", f"--seconds={args.seconds}"]
     rates: dict[str, list[float]] = {"step": [], "run": []}
     for _ in range(args.rounds):
         told = subprocess.run(
