@@ -7,10 +7,10 @@ from vit_jax.cli.common import run_command
 from vit_jax.training import loop
 
 
-def digits_run(path, *, depth=1):
+def digits_run(path):
     """`path`, after a tiny model was trained there on digits."""
     c = config.default()
-    c.model.update(image_size=8, patch_size=4, width=16, depth=depth, heads=2, mlp_width=16)
+    c.model.update(image_size=8, patch_size=4, width=16, depth=2, heads=2, mlp_width=16)
     c.data.update(name="digits", channels=1, augment="none", flip=False, threads=0)
     c.train.update(steps=20, batch_size=64)
     loop.run(config.parse(c), path)

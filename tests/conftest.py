@@ -33,3 +33,11 @@ def one_device():
         mesh = jax.make_mesh((1, 1), ("data", "fsdp"), **axes)
         patch.setattr(meshes, "make", lambda device, fsdp: mesh)
         yield mesh
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, optax_dtypes, one_device):
+    """A finished run of a tiny model on digits."""
+    from commands import digits_run
+
+    return digits_run(tmp_path_factory.mktemp("run"))

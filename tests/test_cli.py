@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import call, digits_run
+from commands import call
 from PIL import Image
 
 from vit_jax.cli import evaluate, predict
@@ -21,12 +21,6 @@ COMMANDS = (
     ),
 )
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory, optax_dtypes):
-    """A finished run of a tiny model on digits."""
-    return digits_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

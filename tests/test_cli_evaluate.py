@@ -5,18 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from commands import call, digits_run
+from commands import call
 from PIL import Image
 
 from vit_jax.cli import evaluate, predict
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory, optax_dtypes):
-    """A finished run of a tiny model on digits."""
-    return digits_run(tmp_path_factory.mktemp("run"))
 
 
 def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_path):
