@@ -4,25 +4,28 @@
     PYTHONPATH=. python benchmarks/whole.py --config configs/vit_ti16.py -- --config.data.name=cifar10
 
 `run` is `train.py` as a user starts it, in a folder of its own: images a second from the first line of its
-log, when the step is compiled, to its end, evaluations and checkpoints included. `step` is that step alone,
-again and again on its first batch. They take turns, each in a new process; the ratio is of the medians.
-Results: benchmarks/results/whole.md.
+log, when the step is compiled, to its last, evaluations and checkpoints included. `step` is that step alone,
+again and again on its first batch. Each is a process; one is stopped while the other has its turn of some
+seconds, so that what else the machine does slows both down alike. Results: benchmarks/results/whole.md.
 """
 
 import argparse
-import statistics
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import jax
-from compile import first_lines  # beside this file
 
 from vit_jax.config import from_command_line
 from vit_jax.data import loader, sources
-from vit_jax.training import host_memory
+from vit_jax.training import host_memory, loop
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes
 from vit_jax.training.checkpoint import steps_in
@@ -30,27 +33,76 @@ from vit_jax.training.checkpoint import steps_in
 ROOT = Path(__file__).parent.parent
 
 
-def run(config: str, fields: list[str]) -> float:
-    """Images a second of a whole run after its first log line."""
-    train = from_command_line(config, fields).train
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train.py", "--config", config, "--workdir", folder, *fields]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            begin, end = f"step {train.log_every}/", "done:"
-            seconds = first_lines(process, (begin, end), time.perf_counter())
-            process.communicate()
-        if process.returncode:
-            raise SystemExit(f"the run failed with exit status {process.returncode}")
-        last = steps_in(Path(folder) / "checkpoints")[-1]
-    if begin not in seconds:
-        raise SystemExit(
-            f"the run has {last} steps, none after its first log line: set train.log_every lower"
+class Timed:
+    """A process that goes on in its turns only, and the seconds of those after which it wrote each line."""
+
+    def __init__(self, *command: str) -> None:
+        self.lines: list[tuple[float, str]] = []
+        self._before, self._since = 0.0, time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
-    return (last - train.log_every) * train.batch_size / (seconds[end] - seconds[begin])
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            self.lines.append((self._before + time.perf_counter() - self._since, line))
+
+    def at(self, beginning: str) -> float | None:
+        """Seconds after which the first such line was written, None before."""
+        return next((seconds for seconds, line in self.lines if line.startswith(beginning)), None)
+
+    def turn(self, seconds: float) -> bool:
+        """Let it go on for so long; whether it has more to do. Raises SystemExit if it failed."""
+        if self._process.poll() is None:
+            self._since = time.perf_counter()
+            os.killpg(self._process.pid, signal.SIGCONT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGSTOP)
+            self._before += time.perf_counter() - self._since
+        if self._process.returncode:
+            raise SystemExit(f"the run failed with exit status {self._process.returncode}")
+        return self._process.returncode is None
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
-def step(config: str, fields: list[str], seconds: float) -> float:
-    """Images a second of the run's compiled step on its first batch."""
+def compare(config: str, fields: list[str], seconds: float) -> tuple[float, float]:
+    """Images a second of the step alone, and of a whole run after its first log line."""
+    train = from_command_line(config, fields).train
+    begin, end = f"step {train.log_every}/", "done:"
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        run = Timed("train.py", "--config", config, "--workdir", folder, *fields)
+        stack.callback(run.kill)
+        while run.at(begin) is None:
+            if not run.turn(0.1):
+                raise SystemExit("the run ended before its first log line: set train.log_every lower")
+        step = Timed(__file__, "--step-alone", "--config", config, "--", *fields)
+        stack.callback(step.kill)
+        while not step.lines:
+            step.turn(0.1)
+        going = True
+        while going:
+            step.turn(seconds)
+            going = run.turn(seconds)
+        last = steps_in(Path(folder) / "checkpoints")[-1]
+        steps_alone, seconds_alone = len(step.lines) - 1, step.lines[-1][0] - step.lines[0][0]
+    begun, ended = run.at(begin), run.at(end)
+    if begun is None or ended is None:
+        raise SystemExit("the run was stopped before its end")
+    return (
+        steps_alone * train.batch_size / seconds_alone,
+        (last - train.log_every) * train.batch_size / (ended - begun),
+    )
+
+
+def step_alone(config: str, fields: list[str]) -> None:
+    """Take the run's compiled step on its first batch until killed, and write a line after each."""
     cfg = from_command_line(config, fields)
     if host_memory.only_cpu(cfg.device):  # as train.py does
         host_memory.keep_freed()
@@ -61,15 +113,14 @@ def step(config: str, fields: list[str], seconds: float) -> float:
         job = jobs.make(cfg, mesh, data)
         rows = meshes.host_rows(size, mesh)
         batches = loader.TrainBatches(data.train, cfg.data, job.spec.model.image_hw, size, cfg.seed, 1, rows)
-        batch = meshes.to_devices(batches[0], size, mesh)
-        state, _ = jax.block_until_ready(job.step(job.init(), batch))
-        done, begun = 0, time.perf_counter()
-        while time.perf_counter() - begun < seconds:
-            for _ in range(cfg.train.log_every):
-                state, _ = job.step(state, batch)
-            jax.block_until_ready(state)
-            done += cfg.train.log_every
-        return done * size / (time.perf_counter() - begun)
+        batch, state = meshes.to_devices(batches[0], size, mesh), job.init()
+        sent: deque[jax.Array] = deque()
+        while True:
+            state, halted = job.step(state, batch)
+            sent.append(halted)
+            if len(sent) > loop.SENT_AHEAD:
+                jax.block_until_ready(sent.popleft())
+                print("step", flush=True)
 
 
 def main() -> None:
@@ -77,27 +128,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the step alone in each round")
-    parser.add_argument("--step-alone", action="store_true", help="print the step's rate and end")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
+    parser.add_argument("--step-alone", action="store_true", help="be the process that takes steps alone")
     parser.add_argument("fields", nargs="*", help="after --, --config.field=value")
     args = parser.parse_args()
     if args.step_alone:
-        print(step(args.config, args.fields, args.seconds))
-        return
-    alone = [sys.executable, __file__, "--step-alone", f"--config={args.config}", f"--seconds={args.seconds}"]
-    rates: dict[str, list[float]] = {"step": [], "run": []}
-    for _ in range(args.rounds):
-        told = subprocess.run(
-            [*alone, "--", *args.fields], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
-        )
-        rates["step"].append(float(told.stdout.split()[-1]))
-        rates["run"].append(run(args.config, args.fields))
-        print(", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items()), "images/s", flush=True)
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    print(
-        f"step {middle['step']:.1f}, run {middle['run']:.1f} images/s: {middle['run'] / middle['step']:.3f}"
-    )
+        step_alone(args.config, args.fields)
+    step, run = compare(args.config, args.fields, args.seconds)
+    print(f"step {step:.1f}, run {run:.1f} images/s: {run / step:.3f}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def parse(*assignments):
         ("model.dropout=1", "model.dropout=1.0 is not in [0, 1)"),
         ("data.mean=0.5,0.5", "data.mean=(0.5, 0.5) has neither 1 nor data.channels=3 values"),
         ("data.name=folder", "data.name=folder needs data.dir"),
+        ("data.cache_gib=-1", "data.cache_gib=-1.0 must be at least 0"),
         ("train.epochs=3", "set one of train.steps=10 and train.epochs=3.0 and leave the other 0"),
         ("train.steps=-5", "train.steps=-5 must be at least 0"),
         ("train.batch_size=0", "train.batch_size=0 must be at least 1"),
@@ -55,6 +56,13 @@ def test_bad_values_are_refused_in_one_clear_line(assignment, message):
         parse(assignment)
     assert str(e.value).startswith(message)
     assert "\n" not in str(e.value)
+
+
+def test_loader_processes_share_no_cache():
+    with pytest.raises(
+        UserError, match=r"data.cache_gib=0.5 is for the threads of one .*: set data.workers=0"
+    ):
+        parse("data.cache_gib=0.5", "data.workers=2")
 
 
 def test_overrides_are_read_as_the_fields_type():

@@ -231,6 +231,15 @@ def test_tfds_says_how_to_prepare_what_is_missing_or_stored_as_tfrecord(tfds_dir
         sources.open_split(Data(name="shapes", dir=str(tfds_dir), eval_split="validation"), train=False)
     with pytest.raises(UserError, match="is not a data set"):
         sources.open_split(Data(name="no such thing!", dir=str(tfds_dir)), train=True)
+    features = tfds_dir / "shapes" / "1.0.0" / "features.json"
+    known = features.read_text()
+    tree = json.loads(known)
+    text = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}
+    tree["featuresDict"]["features"]["label"] = text
+    features.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="shapes has no ClassLabel called label: it has image, label"):
+        sources.open_split(Data(name="shapes", dir=str(tfds_dir)), train=True)
+    features.write_text(known)
     info = tfds_dir / "shapes" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(UserError, match=r"stored as tfrecord.*convert_format --dataset_dir=\S*shapes/1.0.0 "):

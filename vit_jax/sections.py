@@ -185,6 +185,9 @@ class Data(Preprocess):
     repeats: int = field(1, "repeated augmentation: copies of an example, next to each other in the stream")
     workers: int = field(0, "loader processes; 0: threads of this process only")
     threads: int = field(8, "loader threads, each one whole batch ahead; 0: in the training thread")
+    cache_gib: float = field(
+        0.0, "keep up to this much of each split in memory: crops, or with random ones JPEG files and pixels"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,10 +195,12 @@ class Data(Preprocess):
             fail(f"data.min_area={self.min_area} is not in (0, 1]")
         if not 0 <= self.erase <= 1:
             fail(f"data.erase={self.erase} is not in [0, 1]")
-        for name in ("pad_px", "jitter", "workers", "threads"):
+        for name in ("pad_px", "jitter", "workers", "threads", "cache_gib"):
             at_least(f"data.{name}", getattr(self, name), 0)
         for name in ("repeats", "randaug_layers", "randaug_magnitude"):
             at_least(f"data.{name}", getattr(self, name), 1)
+        if self.cache_gib and self.workers:
+            fail(f"data.cache_gib={self.cache_gib} is for the threads of one process: set data.workers=0")
         if (self.policy != "none" or self.jitter) and self.channels not in (1, 3):
             fail(
                 f"data.channels={self.channels} has no colours for data.policy or data.jitter: leave them off"

@@ -25,6 +25,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 EVAL_SPLITS = ("validation", "val", "test")
 FOLDER_EVAL_PARTS = 10  # one part in ten of a folder without splits is kept for evaluation
 
+Get = Callable[[int], tuple[Encoded | np.ndarray, int]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -36,7 +38,7 @@ class Source:
 
     size: int
     class_names: tuple[str, ...]
-    get: Callable[[int], tuple[Encoded | np.ndarray, int]]
+    get: Get
     labels: Callable[[], np.ndarray | None] = lambda: None
 
 

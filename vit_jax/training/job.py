@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.config import preprocess_of
+from vit_jax.data import cache
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -76,6 +77,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     begin = lambda params: init_state(pack(params), optimizer, ema=bool(cfg.optim.ema))
     init = lambda: begin(fresh())
 
+    keep = functools.partial(cache.keep, cfg=cfg.data, image_hw=spec.model.image_hw)
     shapes = jax.eval_shape(init)
     layout = meshes.shardings(shapes, mesh)
     step, lower = _step(cfg, spec, model, optimizer, layout)
@@ -84,7 +86,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
         spec=spec,
         steps=steps,
         mesh=mesh,
-        data=data,
+        data=Splits(keep(data.train, train=True), keep(data.eval, train=False)),
         schedule=schedules.make(cfg.optim, steps),
         abstract=_placed(shapes, mesh),
         stored=_placed(jax.eval_shape(unpack, shapes), mesh),
