@@ -6,7 +6,8 @@
 `run` is `train.py` as a user starts it, in a folder of its own: images a second from the first line of its
 log, when the step is compiled, to its last, evaluations and checkpoints included. `step` is that step alone,
 again and again on its first batch. Each is a process; one is stopped while the other has its turn of some
-seconds, so that what else the machine does slows both down alike. Results: benchmarks/results/whole.md.
+seconds, so that what else the machine does slows both down alike. Both compile what they run: processes that
+find it in the compilation cache are faster (benchmarks/LOG.md). Results: benchmarks/results/whole.md.
 """
 
 import argparse
@@ -36,11 +37,16 @@ ROOT = Path(__file__).parent.parent
 class Timed:
     """A process that goes on in its turns only, and the seconds of those after which it wrote each line."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, cache: str) -> None:
         self.lines: list[tuple[float, str]] = []
         self._before, self._since = 0.0, time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -77,12 +83,13 @@ def compare(config: str, fields: list[str], seconds: float) -> tuple[float, floa
     train = from_command_line(config, fields).train
     begin, end = f"step {train.log_every}/", "done:"
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        run = Timed("train.py", "--config", config, "--workdir", folder, *fields)
+        workdir, *caches = (f"{folder}/{name}" for name in ("run", "cache_of_run", "cache_of_step"))
+        run = Timed("train.py", "--config", config, "--workdir", workdir, *fields, cache=caches[0])
         stack.callback(run.kill)
         while run.at(begin) is None:
             if not run.turn(0.1):
                 raise SystemExit("the run ended before its first log line: set train.log_every lower")
-        step = Timed(__file__, "--step-alone", "--config", config, "--", *fields)
+        step = Timed(__file__, "--step-alone", "--config", config, "--", *fields, cache=caches[1])
         stack.callback(step.kill)
         while not step.lines:
             step.turn(0.1)
@@ -90,11 +97,12 @@ def compare(config: str, fields: list[str], seconds: float) -> tuple[float, floa
         while going:
             step.turn(seconds)
             going = run.turn(seconds)
-        last = steps_in(Path(folder) / "checkpoints")[-1]
+        last = steps_in(Path(workdir) / "checkpoints")[-1]
         steps_alone, seconds_alone = len(step.lines) - 1, step.lines[-1][0] - step.lines[0][0]
     begun, ended = run.at(begin), run.at(end)
     if begun is None or ended is None:
         raise SystemExit("the run was stopped before its end")
+    print(*(line for seconds, line in run.lines if seconds >= ended and line.startswith(end)), end="")
     return (
         steps_alone * train.batch_size / seconds_alone,
         (last - train.log_every) * train.batch_size / (ended - begun),

@@ -142,7 +142,7 @@ def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path):
         ((tmp_path / "no", image), "is no run directory"),
         ((GOLDEN / "vit_gap.npz", tmp_path / "no.png"), "cannot read"),
         ((GOLDEN / "mixer.npz", image), "has no attention"),
-        ((GOLDEN / "vit_gap.npz", image, "--out", tmp_path / "no" / "x.png"), "cannot write --out"),
+        ((GOLDEN / "vit_gap.npz", image, "--out", tmp_path / "no" / "x.png"), "there is no folder"),
     ):
         code, _, err = call(monkeypatch, capsys, command, *arguments)
         assert code == 2

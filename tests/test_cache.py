@@ -13,6 +13,7 @@ from vit_jax import config
 from vit_jax.data import cache, loader, sources, transforms
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.data.loader import EvalBatches, TrainBatches
+from vit_jax.errors import UserError
 from vit_jax.sections import Data
 from vit_jax.training import loop
 
@@ -126,9 +127,17 @@ def test_each_example_is_read_once_and_broken_ones_each_time(train, augment):
     assert counted.reads == {0: 1, 1: 1, 2: 1, 3: 3}
 
 
-def test_what_is_decoded_of_a_jpeg_is_not_held():
+def test_what_is_held_is_not_changed_by_its_users():
     source = Counted().kept(train=True)
-    assert source.get(2)[0] is not source.get(2)[0]
+    assert source.get(2)[0] is not source.get(2)[0]  # an `Encoded` keeps what its user decoded
+    source.get(0)
+    with pytest.raises(ValueError, match="read-only"):
+        source.get(0)[0][:] = 0
+
+
+def test_memory_that_there_is_not_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"data.cache_gib=1000000000.0: there is not so much memory"):
+        Counted().kept(train=True, room_bytes=10**9 * 2**30)
 
 
 def test_what_there_is_no_room_for_is_read_again():

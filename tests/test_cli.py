@@ -118,7 +118,17 @@ def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, workdir, ima
         (predict, (workdir, text), f"{text} is not a readable image"),
         (predict, (workdir, tmp_path / "no.png"), "cannot read"),
         (predict, (workdir, image, "--top", 0), "--top=0 must be at least 1"),
-        (predict, (workdir, image, "--out", tmp_path / "no" / "x.png"), "cannot write --out"),
+        (
+            predict,
+            (workdir, image, "--out", tmp_path / "no" / "x.png"),
+            f"no/x.png: there is no folder {tmp_path}/no",
+        ),
+        (
+            predict,
+            (workdir, image, "--out", "x.txt"),
+            "cannot write x.txt: want a name that ends in .png, .jpg",
+        ),
+        (evaluate, (workdir, "--save", "x.npy"), "cannot write x.npy: want a name that ends in .npz"),
         (evaluate, (workdir, "--data.nam=x"), "did you mean data.name?"),
         (evaluate, (workdir, "--batch_size", 0), "--batch_size=0 must be at least 1"),
         (evaluate, (workdir, "--data.name=no_such_set"), "is not prepared in"),

@@ -87,7 +87,7 @@ def test_broken_files_are_listed_by_name(
         (("FILE", "--config.data.thread=2"), "did you mean"),
         (("FILE", "--data.threads=2"), "unknown argument --data.threads=2"),
         (("FILE", "--config.data.name=folder", "--config.data.dir=none"), "data.dir=none is not a folder"),
-        (("FILE", "--out=none/batch.png"), "cannot write --out=none/batch.png"),
+        (("FILE", "--out=none/batch.png"), "cannot write none/batch.png: there is no folder none"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

@@ -10,7 +10,7 @@ import pytest
 import vit_jax
 from vit_jax import config
 from vit_jax.errors import UserError
-from vit_jax.training import loop, refs
+from vit_jax.training import checkpoint, loop, refs
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 GOLDEN = Path(__file__).parent / "golden"
@@ -99,3 +99,11 @@ def test_loading_prints_the_report(run_dir, capsys):
 def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"is neither a run directory with a checkpoint nor one step of it"):
         refs.read(tmp_path)
+
+
+def test_a_step_that_is_not_there_and_a_size_that_is_none_are_named(run_dir):
+    kept = ", ".join(map(str, checkpoint.steps_in(run_dir / "checkpoints")))
+    with pytest.raises(UserError, match=f"99999 is not there: .*checkpoints has the steps {kept}$"):
+        refs.read(run_dir / "checkpoints" / "99999")
+    with pytest.raises(UserError, match="image_size='384' is neither a number of pixels nor"):
+        vit_jax.load(run_dir, image_size="384")

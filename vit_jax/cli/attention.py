@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.cli.common import make_parser, nonempty_path, run_command, save_sheet
+from vit_jax.cli.common import FIGURES, make_parser, nonempty_path, output_path, run_command, save_sheet
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.attention runs/b16 cat.jpg --out attention.png
@@ -25,7 +25,7 @@ def main() -> None:
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
     parser.add_argument("image", type=nonempty_path, help="image file")
-    parser.add_argument("--out", type=nonempty_path, help="draw the maps over the image to this file")
+    parser.add_argument("--out", type=output_path(*FIGURES), help="draw the maps over the image to this file")
     parser.add_argument(
         "--show",
         choices=("heads", "layers", "rollout"),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+FIGURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of what matplotlib writes
 PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square
 
 
@@ -35,6 +36,23 @@ def nonempty_path(text: str) -> Path:
     if not text:
         raise UserError("a path on the command line is empty")
     return Path(text)
+
+
+def output_path(*endings: str) -> Callable[[str], Path]:
+    """A type of arguments: a file to write, in a folder that exists, with one of `endings` if there are any.
+
+    What cannot be written raises UserError before the work for it is done.
+    """
+
+    def parse(text: str) -> Path:
+        path = nonempty_path(text)
+        if endings and path.suffix.lower() not in endings:
+            raise UserError(f"cannot write {text}: want a name that ends in {', '.join(endings)}")
+        if not path.parent.is_dir():
+            raise UserError(f"cannot write {text}: there is no folder {path.parent}")
+        return path
+
+    return parse
 
 
 def run_command(main: Callable[[], int | None]) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_jax import config
-from vit_jax.cli.common import make_parser, nonempty_path, run_command
+from vit_jax.cli.common import make_parser, output_path, run_command
 from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.sources import Source
@@ -34,7 +34,9 @@ def main() -> None:
     """Parse the command line, look, print. Raises UserError."""
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="config file, or FILE.py:ARGUMENT")
-    parser.add_argument("--out", type=nonempty_path, help="write a contact sheet here, as .png or .jpg")
+    parser.add_argument(
+        "--out", type=output_path(".png", ".jpg", ".jpeg"), help="write a contact sheet here, as .png or .jpg"
+    )
     parser.add_argument("--split", choices=("train", "eval"), default="train", help="default: %(default)s")
     parser.add_argument("--examples", type=int, default=16, help="rows of the sheet (default: %(default)s)")
     parser.add_argument(

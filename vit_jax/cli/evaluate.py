@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import make_parser, nonempty_path, run_command, save_figure
+from vit_jax.cli.common import FIGURES, make_parser, output_path, run_command, save_figure
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -29,8 +29,10 @@ def main() -> None:
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
     parser.add_argument("--table", action="store_true", help="print a line a class, the worst first")
-    parser.add_argument("--confusion", type=nonempty_path, help="draw the confusion matrix to this file")
-    parser.add_argument("--save", type=nonempty_path, help="write a row an example to this .npz file")
+    parser.add_argument(
+        "--confusion", type=output_path(*FIGURES), help="draw the confusion matrix to this file"
+    )
+    parser.add_argument("--save", type=output_path(".npz"), help="write a row an example to this .npz file")
     parser.add_argument("--compare", help="another model, or what --save wrote for it: paired McNemar test")
     parser.add_argument("--calibrate", action="store_true", help="fit confidences, and save them beside ref")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

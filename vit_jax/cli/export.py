@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vit_jax.cli.common import make_parser, nonempty_path, run_command
+from vit_jax.cli.common import make_parser, output_path, run_command
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -24,7 +24,7 @@ def main() -> None:
     """Parse the command line, export, reload, compare, print."""
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
-    parser.add_argument("out", type=nonempty_path, help="file to write")
+    parser.add_argument("out", type=output_path(), help="file to write")
     parser.add_argument("--platforms", default="", help="cpu, cuda, rocm or tpu, with commas (default: here)")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vit_jax.cli.common import PANEL_PX, make_parser, nonempty_path, run_command, save_sheet
+from vit_jax.cli.common import FIGURES, PANEL_PX, make_parser, output_path, run_command, save_sheet
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     parser.add_argument("--coverage", type=float, help="print the set that holds the truth this often")
     parser.add_argument(
-        "--out", type=nonempty_path, help=f"draw the first {MOST_PANELS} images with their labels here"
+        "--out",
+        type=output_path(*FIGURES),
+        help=f"draw the first {MOST_PANELS} images with their labels here",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
     args = parser.parse_args()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import make_parser, nonempty_path, run_command
+from vit_jax.cli.common import make_parser, nonempty_path, output_path, run_command
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -62,7 +62,9 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=nonempty_path, help="folder of features (default: in the user's cache)"
     )
-    parser.add_argument("--out", type=nonempty_path, help="write the table to this .md or .csv file")
+    parser.add_argument(
+        "--out", type=output_path(".md", ".csv"), help="write the table to this .md or .csv file"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     _check(args)
@@ -80,8 +82,6 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
     if args.seed < 0:
         raise UserError(f"--seed={args.seed} must be at least 0")
-    if args.out and args.out.suffix not in (".md", ".csv"):
-        raise UserError(f"--out={args.out} is neither a .md nor a .csv file")
     for name, kind, low in (
         ("neighbours", int, 1),
         ("shots", int, 1),
@@ -251,7 +251,7 @@ def _write(path: Path, table: list[Row]) -> None:
     """The table as Markdown or CSV. Raises UserError."""
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            if path.suffix == ".csv":
+            if path.suffix.lower() == ".csv":
                 csv.writer(file).writerows([HEADER, *table])
             else:
                 lines = [HEADER, ("---",) * len(HEADER), *table]

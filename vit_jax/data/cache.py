@@ -5,7 +5,9 @@ each crop decodes another part of them, and other formats as their pixels. Dims:
 """
 
 import dataclasses
+import mmap
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,11 +15,15 @@ from vit_jax.data import transforms
 from vit_jax.data.decode import Encoded
 from vit_jax.data.sources import Get, Source
 from vit_jax.data.transforms import Cropped
+from vit_jax.errors import UserError
 from vit_jax.sections import Data
 
 
 def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -> Source:
-    """`source` for crops of `image_hw`, with up to `cfg.cache_gib` of it in memory; itself if that is 0."""
+    """`source` for crops of `image_hw`, with up to `cfg.cache_gib` of it in memory; itself if that is 0.
+
+    Raises UserError if the system does not promise so much memory.
+    """
     if not cfg.cache_gib:
         return source
     random_crops = train and cfg.augment == "inception"
@@ -30,30 +36,56 @@ def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -
             picture = picture.pixels(cfg.channels)
         return picture, label
 
-    return dataclasses.replace(source, get=_Cache(fixed, cfg.cache_gib * 2**30).get)
+    return dataclasses.replace(source, get=_Cache(fixed, cfg.cache_gib).get)
+
+
+class _Held(NamedTuple):
+    """Where an example lies, and what it is: pixels of `shape`, or a file called `name`."""
+
+    place: slice
+    kind: type[Encoded] | type[np.ndarray]
+    shape: tuple[int, ...]
+    name: str
+    label: int
 
 
 class _Cache:
-    """`get(index)` for the threads of one process; what there is no room for is made again each time."""
+    """`get(index)` for the threads of one process; what there is no room for is made again each time.
 
-    def __init__(self, make: Get, room_bytes: float) -> None:
-        self._make, self._room_bytes = make, room_bytes
-        self._held: dict[int, tuple[Encoded | np.ndarray, int]] = {}
+    The memory is one block, taken from the system as it is filled: many small arrays between the buffers of
+    the steps would leave holes that no later buffer fits in.
+    """
+
+    def __init__(self, make: Get, room_gib: float) -> None:
+        try:
+            self._bytes = np.frombuffer(mmap.mmap(-1, max(int(room_gib * 2**30), 1)), np.uint8)
+        except (OSError, OverflowError, ValueError) as e:
+            raise UserError(f"data.cache_gib={room_gib}: there is not so much memory: set it lower") from e
+        self._make, self._used = make, 0
+        self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
 
     def get(self, index: int) -> tuple[Encoded | np.ndarray, int]:
         held = self._held.get(index)
         if held is None:
-            held = self._make(index)
-            self._hold(index, held)
-        picture, label = held
-        # An `Encoded` remembers what it decodes, which is not counted here: each user has one of its own.
-        return (Encoded(picture.data, picture.name) if isinstance(picture, Encoded) else picture), label
+            picture, label = self._make(index)
+            self._hold(index, picture, label)
+            return picture, label
+        stored = self._bytes[held.place]
+        if issubclass(held.kind, Encoded):
+            return Encoded(stored.tobytes(), held.name), held.label
+        stored.flags.writeable = False
+        return stored.reshape(held.shape).view(held.kind), held.label
 
-    def _hold(self, index: int, example: tuple[Encoded | np.ndarray, int]) -> None:
-        picture = example[0]
-        size_bytes = len(picture.data) if isinstance(picture, Encoded) else picture.nbytes
+    def _hold(self, index: int, picture: Encoded | np.ndarray, label: int) -> None:
+        if isinstance(picture, Encoded):
+            flat, shape, name = np.frombuffer(picture.data, np.uint8), (), picture.name
+        else:
+            flat, shape, name = picture.ravel(), picture.shape, ""
         with self._lock:
-            if index not in self._held and size_bytes <= self._room_bytes:
-                self._held[index] = example
-                self._room_bytes -= size_bytes
+            place = slice(self._used, self._used + flat.size)
+            if place.stop > self._bytes.size or index in self._held:
+                return
+            self._used = place.stop
+        self._bytes[place] = flat
+        self._held[index] = _Held(place, type(picture), shape, name, label)  # now that it can be read

@@ -52,11 +52,16 @@ def read(
         raise UserError("the name of the model is empty: give a run, a file, an address or a published name")
     if posemb_method is not None:
         posemb.check_method(posemb_method)
-    if not Path(ref).is_dir() or is_model_folder(Path(ref)):
+    if not isinstance(image_size, int | tuple | None):
+        raise UserError(f"image_size={image_size!r} is neither a number of pixels nor (height, width)")
+    path = Path(ref)
+    if path.name.isdigit() and not path.exists() and (steps := checkpoint.steps_in(path.parent)):
+        raise UserError(f"{ref} is not there: {path.parent} has the steps {', '.join(map(str, steps))}")
+    if not path.is_dir() or is_model_folder(path):
         adapted = {"image_size": image_size, "classes": classes, "posemb_method": posemb_method}
         told = {"heads": heads, "headless": headless}
         return read_file(ref, **adapted, **told, keep_pre_logits=keep_pre_logits), None
-    weights, cfg = _read_step(step_dir(Path(ref)))
+    weights, cfg = _read_step(step_dir(path))
     method = posemb_method or "official"
     return adapt.to(weights, classes, image_size, method=method, keep_pre_logits=keep_pre_logits), cfg
 
