@@ -103,14 +103,14 @@ def cache(args: argparse.Namespace) -> None:
             start = time.perf_counter()
             root = Path(__file__).parent.parent
             with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True) as process:
-                marks = first_lines(process, ("device:", "run:", "step 1/"), start)
+                marks = _first_lines(process, ("device:", "run:", "step 1/"), start)
                 process.kill()
             told = ", ".join(f"{mark} {seconds:.1f} s" for mark, seconds in marks.items())
             between = marks["step 1/"] - marks["run:"]
             print(f"{name}: {told}; from run: to the first step {between:.1f} s", flush=True)
 
 
-def first_lines(process: subprocess.Popen[str], wanted: tuple[str, ...], start: float) -> dict[str, float]:
+def _first_lines(process: subprocess.Popen[str], wanted: tuple[str, ...], start: float) -> dict[str, float]:
     """{beginning of a line: seconds after `start` of the first such line}, until the last of `wanted`."""
     found: dict[str, float] = {}
     for line in process.stdout or ():

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -109,7 +110,7 @@ def compare(config: str, fields: list[str], seconds: float) -> tuple[float, floa
     )
 
 
-def step_alone(config: str, fields: list[str]) -> None:
+def step_alone(config: str, fields: list[str]) -> NoReturn:
     """Take the run's compiled step on its first batch until killed, and write a line after each."""
     cfg = from_command_line(config, fields)
     if host_memory.only_cpu(cfg.device):  # as train.py does

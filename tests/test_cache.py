@@ -1,13 +1,12 @@
 """`data.cache_gib`: the same batches, with each example read once as far as there is room."""
 
-import io
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import encode, photo
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from vit_jax import config
 from vit_jax.data import cache, loader, sources, transforms
@@ -23,32 +22,26 @@ HW = (12, 16)
 EPOCHS = 3
 
 
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """A class folder with a file of every kind that is decoded in its own way."""
-    photo = Image.fromarray(load_sample_images().images[1]).resize((96, 80))
-    clear = photo.convert("RGBA")
-    clear.putalpha(photo.convert("L"))
+    image = photo()
+    clear = image.convert("RGBA")
+    clear.putalpha(image.convert("L"))
     wide = Image.fromarray(np.arange(80 * 96, dtype=np.uint16).reshape(80, 96) * 7)
     files = {
-        "colour.jpg": encode(photo, "JPEG"),
-        "large.jpg": encode(photo.resize((480, 400)), "JPEG"),
+        "colour.jpg": encode(image, "JPEG"),
+        "large.jpg": encode(image.resize((480, 400)), "JPEG"),
         "sideways.jpg": encode(
-            photo, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+            image, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
         ),
-        "grey.jpg": encode(photo.convert("L"), "JPEG"),
-        "print.jpg": encode(photo.convert("CMYK"), "JPEG"),
-        "colour.png": encode(photo, "PNG"),
+        "grey.jpg": encode(image.convert("L"), "JPEG"),
+        "print.jpg": encode(image.convert("CMYK"), "JPEG"),
+        "colour.png": encode(image, "PNG"),
         "clear.png": encode(clear, "PNG"),
         "wide.png": encode(wide, "PNG"),
-        "palette.gif": encode(photo.convert("P"), "GIF"),
-        "lossy.webp": encode(photo, "WEBP"),
+        "palette.gif": encode(image.convert("P"), "GIF"),
+        "lossy.webp": encode(image, "WEBP"),
     }
     root = tmp_path_factory.mktemp("photos")
     for name, data in files.items():

@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
+from image_files import encode, photo
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from vit_jax.data import decode, sources
 from vit_jax.data.decode import BrokenExample, Encoded
@@ -15,18 +15,8 @@ from vit_jax.data.decode import BrokenExample, Encoded
 RED, GREY_LEVEL = (200, 30, 40), 90
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def pixels(data: bytes, channels: int = 3) -> np.ndarray:
     return Encoded(data, "the file").pixels(channels)
-
-
-def photo(width: int = 96, height: int = 80) -> Image.Image:
-    return Image.fromarray(load_sample_images().images[1]).resize((width, height))
 
 
 # --- what images become ---

@@ -1,6 +1,5 @@
 """Every source gives what it holds, or says what is wrong, by name."""
 
-import io
 import json
 import pickle
 import shutil
@@ -8,23 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import encode, photo
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from vit_jax.data import loader, sources
 from vit_jax.data.decode import BrokenExample
 from vit_jax.errors import UserError
 from vit_jax.sections import Data
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def photo(width: int = 96, height: int = 80) -> Image.Image:
-    return Image.fromarray(load_sample_images().images[1]).resize((width, height))
 
 
 def test_a_wrong_extension_does_not_matter(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ class _Held(NamedTuple):
 class _Cache:
     """`get(index)` for the threads of one process; what there is no room for is made again each time.
 
-    The memory is one block, taken from the system as it is filled: many small arrays between the buffers of
-    the steps would leave holes that no later buffer fits in.
+    The memory is one block, promised by the system at once and taken as it is filled: the limit holds to the
+    byte, and what is too much is refused before the first step.
     """
 
     def __init__(self, make: Get, room_gib: float) -> None:

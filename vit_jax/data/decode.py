@@ -87,8 +87,7 @@ def open_pillow(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         _refuse_bombs(image.height, image.width, name)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image
+        return ImageOps.exif_transpose(image)
     except BrokenExample:
         raise
     except (
@@ -109,8 +108,7 @@ def from_pillow(image: Image.Image, channels: int, name: str = "image") -> np.nd
     if channels != 4 and (image.has_transparency_data or image.mode in ("La", "RGBa")):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
-    mode = PILLOW_MODES[channels]
-    return _array(image if image.mode == mode else image.convert(mode))
+    return _array(image.convert(PILLOW_MODES[channels]))
 
 
 def convert(image_hwc: np.ndarray, channels: int) -> np.ndarray:

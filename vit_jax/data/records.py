@@ -74,7 +74,7 @@ def tfds(cfg: Data, *, train: bool) -> Tfds:
     for feature, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
         if not isinstance(features.get(feature), kind):
             raise UserError(
-                f"{cfg.name} has no {kind.__name__} called {feature}: it has {', '.join(features)}"
+                f"{cfg.name} has no {kind.__name__} called {feature}: it has {', '.join(sorted(features))}"
             )
     try:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
