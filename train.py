@@ -39,10 +39,9 @@ def main() -> int:
 
     import jax  # after parsing: --help stays quick
 
-    from vit_jax.training import distributed, host_memory, loop, sweep
+    from vit_jax.training import distributed, loop, restart, sweep
 
-    if host_memory.only_cpu(configs[0].device):
-        host_memory.keep_freed()
+    compiled = restart.after_compiling(configs[0].device)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -50,9 +49,11 @@ def main() -> int:
     if args.plan:
         return _plan(configs[0], args)
     if args.sweep:
-        ended_by = sweep.run(list(zip(points, configs, strict=True)), workdir, index=args.sweep_index)
+        grid_of = list(zip(points, configs, strict=True))
+        ended_by = sweep.run(grid_of, workdir, index=args.sweep_index, compiled=compiled)
     else:
-        ended_by = loop.run(configs[0], workdir, accept_change=args.config_change == "accept").signal
+        accept = args.config_change == "accept"
+        ended_by = loop.run(configs[0], workdir, accept_change=accept, compiled=compiled).signal
     return 128 + ended_by if ended_by else 0
 
 

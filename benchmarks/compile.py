@@ -106,8 +106,8 @@ def cache(args: argparse.Namespace) -> None:
                 marks = _first_lines(process, ("device:", "run:", "step 1/"), start)
                 process.kill()
             told = ", ".join(f"{mark} {seconds:.1f} s" for mark, seconds in marks.items())
-            between = marks["step 1/"] - marks["run:"]
-            print(f"{name}: {told}; from run: to the first step {between:.1f} s", flush=True)
+            between = marks["step 1/"] - marks["device:"]
+            print(f"{name}: {told}; from device: to the first step {between:.1f} s", flush=True)
 
 
 def _first_lines(process: subprocess.Popen[str], wanted: tuple[str, ...], start: float) -> dict[str, float]:

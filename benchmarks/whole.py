@@ -6,8 +6,8 @@
 `run` is `train.py` as a user starts it, in a folder of its own: images a second from the first line of its
 log, when the step is compiled, to its last, evaluations and checkpoints included. `step` is that step alone,
 again and again on its first batch. Each is a process; one is stopped while the other has its turn of some
-seconds, so that what else the machine does slows both down alike. Both compile what they run: processes that
-find it in the compilation cache are faster (benchmarks/LOG.md). Results: benchmarks/results/whole.md.
+seconds, so that what else the machine does slows both down alike. Both have found their programs in the
+compilation cache when they begin, as `train.py` sees to. Results: benchmarks/results/whole.md.
 """
 
 import argparse
@@ -27,8 +27,8 @@ import jax
 
 from vit_jax.config import from_command_line
 from vit_jax.data import loader, sources
-from vit_jax.training import host_memory, loop
 from vit_jax.training import job as jobs
+from vit_jax.training import loop, restart
 from vit_jax.training import mesh as meshes
 from vit_jax.training.checkpoint import steps_in
 
@@ -92,14 +92,15 @@ def compare(config: str, fields: list[str], seconds: float) -> tuple[float, floa
                 raise SystemExit("the run ended before its first log line: set train.log_every lower")
         step = Timed(__file__, "--step-alone", "--config", config, "--", *fields, cache=caches[1])
         stack.callback(step.kill)
-        while not step.lines:
+        while step.at("step") is None:
             step.turn(0.1)
         going = True
         while going:
             step.turn(seconds)
             going = run.turn(seconds)
         last = steps_in(Path(workdir) / "checkpoints")[-1]
-        steps_alone, seconds_alone = len(step.lines) - 1, step.lines[-1][0] - step.lines[0][0]
+        told = [seconds for seconds, line in step.lines if line.startswith("step")]
+        steps_alone, seconds_alone = len(told) - 1, told[-1] - told[0]
     begun, ended = run.at(begin), run.at(end)
     if begun is None or ended is None:
         raise SystemExit("the run was stopped before its end")
@@ -113,13 +114,14 @@ def compare(config: str, fields: list[str], seconds: float) -> tuple[float, floa
 def step_alone(config: str, fields: list[str]) -> NoReturn:
     """Take the run's compiled step on its first batch until killed, and write a line after each."""
     cfg = from_command_line(config, fields)
-    if host_memory.only_cpu(cfg.device):  # as train.py does
-        host_memory.keep_freed()
+    compiled = restart.after_compiling(cfg.device)  # as train.py does
     mesh = meshes.make(cfg.device, cfg.fsdp)
     data = jobs.Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     size = cfg.train.batch_size
     with jax.set_mesh(mesh):
         job = jobs.make(cfg, mesh, data)
+        jobs.compile_ahead(job, fresh=True)
+        compiled(Path("step_alone"))
         rows = meshes.host_rows(size, mesh)
         batches = loader.TrainBatches(data.train, cfg.data, job.spec.model.image_hw, size, cfg.seed, 1, rows)
         batch, state = meshes.to_devices(batches[0], size, mesh), job.init()

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +203,8 @@ def test_error_stops_at_the_first_broken_file(twenty_classes: Path, workers: int
 
 SCRIPT = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from vit_jax.sections import Data
 from vit_jax.data import loader, sources
@@ -254,6 +258,28 @@ def test_fifty_epochs_take_no_more_memory_than_five() -> None:
 
 
 @pytest.mark.parametrize("key", [(0, 0, 0, 0), (7, 3, 129, 2), (2**40, 1, 2, 0)])
-def test_augmentation_draws_from_numpys_default_generator_of_its_key(key):
-    expected = np.random.default_rng((loader.AUGMENT, *key)).random(5)
+def test_augmentation_draws_from_a_generator_of_its_key_whatever_was_drawn_before(key):
+    seed, epoch, index, copy = key
+    fresh = np.random.Philox(key=(seed, loader.AUGMENT), counter=(0, copy, index, epoch))
+    expected = np.random.Generator(fresh).random(5)
     np.testing.assert_array_equal(loader.augmentation_rng(*key).random(5), expected)
+    loader.augmentation_rng(1, 2, 3, 4).integers(5, size=3, dtype=np.uint32)  # leaves half a word behind
+    np.testing.assert_array_equal(loader.augmentation_rng(*key).random(5), expected)
+
+
+def test_every_part_of_the_key_of_augmentation_counts():
+    keys = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    assert len({loader.augmentation_rng(*key).random() for key in keys}) == len(keys)
+
+
+def test_threads_draw_side_by_side():
+    both = threading.Barrier(2)
+
+    def drawn(index):
+        rng = loader.augmentation_rng(0, 0, index, 0)
+        both.wait()
+        return rng.random(5).tolist()
+
+    with ThreadPoolExecutor(2) as threads:
+        got = list(threads.map(drawn, range(2)))
+    assert got == [loader.augmentation_rng(0, 0, i, 0).random(5).tolist() for i in range(2)]

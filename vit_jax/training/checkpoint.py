@@ -156,6 +156,12 @@ def digest(tree: Any) -> dict[str, int]:
     return {jax.tree_util.keystr(p): int(v) for p, v in jax.tree_util.tree_leaves_with_path(values)}
 
 
+def compile_digests(trees: dict[str, Any]) -> None:
+    """What the first `digest` of each tree would compile; leaves are arrays, or their shapes and layout."""
+    for tree in trees.values():
+        _digests.lower(tree).compile()
+
+
 @jax.jit
 def _digests(tree: Any) -> Any:
     return jax.tree.map(_digest_leaf, tree)

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data import loader
 from vit_jax.data.sources import Source
@@ -22,11 +22,21 @@ class Evaluator:
 
     def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
         step = functools.partial(eval_step, model=model, preprocess=spec.preprocess)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._zero = jax.jit(zero_sums, out_shardings=everywhere)
         self._add = jax.jit(
-            lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch))
+            lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch)),
+            out_shardings=everywhere,
         )
         self._spec, self._mesh = spec, mesh
         self._batch_size = _filling(batch_size, mesh)
+
+    def compile(self, params: Any) -> None:
+        """What the first call would compile; `params` are arrays, or their shapes and layout."""
+        batch = meshes.batch_like(
+            self._batch_size, self._spec.model.image_hw, self._spec.preprocess.channels, self._mesh
+        )
+        self._add.lower(self._zero(), params, batch).compile()
 
     def __call__(self, params: Any, source: Source, cfg: Data) -> dict[str, float]:
         """{"examples", "top1", "top5" (fractions), "loss" (mean)} of `source`, read as `cfg` says."""
@@ -34,7 +44,7 @@ class Evaluator:
         batches = loader.EvalBatches(
             source, self._spec.preprocess, self._spec.model.image_hw, self._batch_size, rows
         )
-        sums = zero_sums()
+        sums = self._zero()
         for batch in loader.iterate(batches, cfg):
             sums = self._add(sums, params, meshes.to_devices(batch, self._batch_size, self._mesh))
         loss, top1, top5, weight = map(float, jax.device_get(sums))

@@ -32,7 +32,8 @@ class Splits(NamedTuple):
 
 
 class Job(NamedTuple):
-    """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next.
+    """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next; `lower()` is for
+    who wants to know or compile the step before there are arrays.
 
     `abstract` has its shapes and layout. A step also tells, as a number above 0, that the run must stop.
     Outside, the layers of parameters are written out: `unpack(tree)` gives that form of a State or of a part
@@ -44,15 +45,15 @@ class Job(NamedTuple):
     steps: int
     mesh: Mesh
     data: Splits
-    schedule: optax.Schedule
+    schedule: jax.stages.Wrapped
     abstract: State
     stored: State
     pack: Callable[[State], State]
     unpack: Callable[[Any], Any]
-    init: Callable[[], State]
+    init: jax.stages.Wrapped
     adopt: Callable[[Any], State]
     step: Callable[[State, Any], tuple[State, jax.Array]]
-    lower: Callable[[State, Any], jax.stages.Lowered]
+    lower: Callable[[], jax.stages.Lowered]
     evaluate: Evaluator
 
 
@@ -80,24 +81,38 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     keep = functools.partial(cache.keep, cfg=cfg.data, image_hw=spec.model.image_hw)
     shapes = jax.eval_shape(init)
     layout = meshes.shardings(shapes, mesh)
+    abstract = _placed(shapes, mesh)
     step, lower = _step(cfg, spec, model, optimizer, layout)
+    batch = meshes.batch_like(train.batch_size, spec.model.image_hw, cfg.data.channels, mesh)
     return Job(
         cfg=cfg,
         spec=spec,
         steps=steps,
         mesh=mesh,
         data=Splits(keep(data.train, train=True), keep(data.eval, train=False)),
-        schedule=schedules.make(cfg.optim, steps),
-        abstract=_placed(shapes, mesh),
+        schedule=jax.jit(schedules.make(cfg.optim, steps)),
+        abstract=abstract,
         stored=_placed(jax.eval_shape(unpack, shapes), mesh),
         pack=jax.jit(pack, out_shardings=layout) if stacked else pack,
         unpack=unpack,
         init=jax.jit(init, out_shardings=layout),
         adopt=jax.jit(begin, out_shardings=layout),
         step=step,
-        lower=lower,
+        lower=functools.partial(lower, abstract, batch),
         evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )
+
+
+def compile_ahead(job: Job, *, fresh: bool) -> None:
+    """Compile what the run will call, step and evaluation and, if it is `fresh`, what makes its first state.
+
+    What does not fit into memory is refused here, and nothing later waits for the compiler.
+    """
+    if fresh:
+        job.init.lower().compile()
+    job.lower().compile()
+    job.schedule(0)
+    job.evaluate.compile(job.abstract.params)
 
 
 def _placed(shapes: Any, mesh: Mesh) -> Any:

@@ -21,7 +21,7 @@ from vit_jax.sections import Config
 from vit_jax.training import diagnose, distributed, start
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes
-from vit_jax.training.checkpoint import Checkpoints, steps_in
+from vit_jax.training.checkpoint import Checkpoints, compile_digests, steps_in
 from vit_jax.training.clock import Clock
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.job import Job, Splits
@@ -40,31 +40,40 @@ class Outcome(NamedTuple):
     signal: int | None
 
 
-def run(cfg: Config, workdir: Path, *, data: Splits | None = None, accept_change: bool = False) -> Outcome:
+def run(
+    cfg: Config,
+    workdir: Path,
+    *,
+    data: Splits | None = None,
+    accept_change: bool = False,
+    compiled: Callable[[Path], None] = lambda workdir: None,
+) -> Outcome:
     """Train `cfg` in `workdir`, continuing what is there. Raises UserError for what the user can mend.
 
     `data` replaces the sources that `cfg.data` names. A workdir of another config is refused unless
-    `accept_change`. SIGTERM and SIGINT save a checkpoint and end the run early.
+    `accept_change`. SIGTERM and SIGINT save a checkpoint and end the run early. `compiled(workdir)` is called
+    when all that the run calls is compiled, and nothing else is begun.
     """
     mesh = meshes.make(cfg.device, cfg.fsdp)
     primary = jax.process_index() == 0
     if primary:
         print(f"device: {meshes.describe(mesh)}", flush=True)
     data = data or Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
-    with jax.set_mesh(mesh), _room_in(workdir):
+    with jax.set_mesh(mesh), _room_in(workdir), _memory_for(cfg):
         job = jobs.make(cfg, mesh, data)
         claim(workdir, cfg, accept_change=accept_change)
-        checkpoints = Checkpoints(workdir / "checkpoints", keep=cfg.train.keep)
+        folder = workdir / "checkpoints"
+        jobs.compile_ahead(job, fresh=not (cfg.init or steps_in(folder)))
+        compile_digests(start.trees(job, job.stored))
+        compiled(workdir)
+        checkpoints = Checkpoints(folder, keep=cfg.train.keep)
         best = Checkpoints(workdir / "best", keep=1)
         state, metrics = start.begin(checkpoints, job)
         with Reporter(workdir, step=int(state.step), steps=job.steps, active=primary) as report:
             loop = _Loop(job, checkpoints, best, report)
             loop.introduce(int(state.step))
             with distributed.stop_signals() as stop:
-                try:
-                    outcome = loop.train(state, metrics, stop)
-                except jax.errors.JaxRuntimeError as e:
-                    raise _explained(e, cfg) from e
+                outcome = loop.train(state, metrics, stop)
             checkpoints.close()
             best.close()
             report.curves()
@@ -83,6 +92,22 @@ def _room_in(workdir: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write to {workdir} ({e.strerror}): earlier checkpoints are intact; "
             "make room, and the same command continues"
+        ) from e
+
+
+@contextmanager
+def _memory_for(cfg: Config) -> Iterator[None]:
+    """Raises UserError with the knobs that help where the devices' memory does not suffice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e) and "out of memory" not in str(e).lower():
+            raise
+        raise UserError(
+            f"out of device memory with train.batch_size={cfg.train.batch_size}, "
+            f"model.remat={cfg.model.remat}, fsdp={cfg.fsdp}: use "
+            f"train.micro_batches={cfg.train.micro_batches * 2}, model.remat=full, a larger fsdp or a "
+            "smaller batch; --plan tells which of them fits"
         ) from e
 
 
@@ -191,7 +216,7 @@ class _Loop:
     def _log(self, state: State, step: int, clock: Clock) -> None:
         loss, top1, _, weight = map(float, jax.device_get(state.window))
         rates = clock.read(step, self.job.cfg.train.batch_size)
-        lr = float(jnp.asarray(self.job.schedule(step - 1)))
+        lr = float(self.job.schedule(step - 1))
         skipped = int(state.guard.skipped)
         weight = max(weight, 1.0)  # of skipped steps alone there is nothing to tell
         values = {"train/loss": loss / weight, "train/top1": top1 / weight, "train/lr": lr, **rates}
@@ -226,18 +251,6 @@ class _Loop:
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
         self.checkpoints.save(step, start.record(self.job, metrics), **start.trees(self.job, state))
-
-
-def _explained(e: Exception, cfg: Config) -> Exception:
-    """`e`, or a UserError with the knobs that help, if the devices' memory did not suffice."""
-    if "RESOURCE_EXHAUSTED" not in str(e) and "out of memory" not in str(e).lower():
-        return e
-    more = f"train.micro_batches={cfg.train.micro_batches * 2}"
-    return UserError(
-        f"out of device memory with train.batch_size={cfg.train.batch_size}, model.remat={cfg.model.remat}, "
-        f"fsdp={cfg.fsdp}: use {more}, model.remat=full, a larger fsdp or a smaller batch; "
-        "--plan tells which of them fits"
-    )
 
 
 def _conclusion(workdir: Path, outcome: Outcome) -> str:

@@ -81,6 +81,13 @@ def to_devices(batch: Batch, batch_size: int, mesh: Mesh) -> Batch:
     return Batch(*map(put, batch))
 
 
+def batch_like(batch_size: int, image_hw: tuple[int, int], channels: int, mesh: Mesh) -> Any:
+    """Shapes and layout of what `to_devices` makes."""
+    sharding = batch_sharding(mesh)
+    like = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+    return Batch(like((*image_hw, channels), np.uint8), like((), np.int32), like((), np.float32))  # pyright: ignore
+
+
 def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
     if np.prod(shape) < SMALLEST_SPLIT or parts == 1:
         return PartitionSpec()

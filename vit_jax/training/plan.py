@@ -71,17 +71,8 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None) -> Plan:
 
 def memory_bytes(job: Job) -> int:
     """Bytes a device that the compiled step needs: arguments, results not in their place, and scratch."""
-    m: Any = job.lower(job.abstract, batch_like(job)).compile().memory_analysis()
+    m: Any = job.lower().compile().memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-
-
-def batch_like(job: Job) -> Any:
-    """The shapes and layout of a global batch."""
-    n, channels = job.cfg.train.batch_size, job.cfg.data.channels
-    sharding = meshes.batch_sharding(job.mesh)
-    like = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    image = like((n, *job.spec.model.image_hw, channels), jnp.uint8)
-    return meshes.Batch(image, like((n,), jnp.int32), like((n,), jnp.float32))  # pyright: ignore
 
 
 def flops_per_image(job: Job) -> float:

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,17 @@ from vit_jax.training.grid import Point
 COLUMNS = ("rank", "run", "state", "step", "top1", "top5", "loss")
 
 
-def run(points: Sequence[tuple[Point, Config]], workdir: Path, *, index: int | None = None) -> int | None:
+def run(
+    points: Sequence[tuple[Point, Config]],
+    workdir: Path,
+    *,
+    index: int | None = None,
+    compiled: Callable[[Path], None] = lambda workdir: None,
+) -> int | None:
     """Train each point, or that of `index` alone, then write the table. Returns a signal that ended it early.
 
-    A finished run is skipped, an interrupted one continued; one that fails is told in the table.
+    A finished run is skipped, an interrupted one continued; one that fails is told in the table. `compiled`
+    is told of each run as `loop.run` says.
     """
     if index is not None and not 0 <= index < len(points):
         raise UserError(f"--sweep_index={index} is not one of the {len(points)} runs, 0 to {len(points) - 1}")
@@ -27,7 +34,7 @@ def run(points: Sequence[tuple[Point, Config]], workdir: Path, *, index: int | N
             continue
         print(f"{point.name}: {' '.join(point.arguments)}", flush=True)
         try:
-            outcome = loop.run(cfg, workdir / point.name)
+            outcome = loop.run(cfg, workdir / point.name, compiled=compiled)
         except UserError as e:
             if index is not None:
                 raise

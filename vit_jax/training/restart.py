@@ -1,0 +1,45 @@
+"""A run that had to compile starts again with its programs from the compilation cache, on the CPU.
+
+LLVM leaves the C library's heap in some ten thousand pieces, and every buffer of a step is searched in them:
+small models are slower by a third than in a process that did not compile (benchmarks/LOG.md).
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from vit_jax.training import host_memory
+
+MISSED = (
+    "/jax/compilation_cache/cache_misses"  # jax's name for a program that it had to compile and then kept
+)
+STARTED_AGAIN = (
+    "VIT_JAX_STARTED_AGAIN"  # in the environment: the run for which this process was started again
+)
+
+
+def after_compiling(device: str) -> Callable[[Path], None]:
+    """A function that replaces this process by one of the same command if anything was compiled since.
+
+    It is called with the run's folder, and does so once a run: a cache that cannot be written starts nothing
+    again and again. Where `device` of the config is no CPU, it does nothing. Freed memory is kept from here
+    on, as `host_memory.keep_freed` says.
+    """
+    if not (host_memory.only_cpu(device) and host_memory.keep_freed()):
+        return lambda workdir: None
+    seen: set[str] = set()
+    jax.monitoring.register_event_listener(lambda event, **_: seen.add(event))
+
+    def compiled(workdir: Path) -> None:
+        run = str(workdir.absolute())
+        before = os.environ.pop(STARTED_AGAIN, None)
+        if MISSED not in seen or before == run or jax.process_count() > 1:
+            return
+        print("compiled: starting again, as a process that finds its programs runs them faster", flush=True)
+        os.environ[STARTED_AGAIN] = run
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+    return compiled
