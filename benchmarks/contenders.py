@@ -16,6 +16,7 @@ from vit_jax.training import optim, step
 
 INFERENCE = "inference"
 CLASSES = 1000
+CLIP_NORM = 1.0  # of all gradients together before each update, as in the published recipes of ViTs
 COLUMNS = ("name", "images_s", "images_cpu_s", "ratio", "mfu", "compile_s", "peak_mib")
 
 

@@ -36,7 +36,7 @@ from vit_jax.training import host_memory, step
 
 sys.path.insert(0, str(Path(__file__).parent))
 import contenders  # beside this file, as peers are
-from contenders import CLASSES, INFERENCE, Batch, Contender, Program, Work
+from contenders import CLASSES, CLIP_NORM, INFERENCE, Batch, Contender, Program, Work
 
 PRODUCT_SIDE = 2048  # large enough for the best rate of the product, on a CPU core well under a second
 PEERS = {  # name: module of peers/, and what its `program` takes beside the work
@@ -53,7 +53,7 @@ def ours(work: Work) -> Program:
     """vit_jax's own program for the work."""
     image, label = map(jnp.asarray, work.examples())
     if work.mode != INFERENCE:
-        update, init = contenders.trainer(work.cfg, Optim(name=work.mode))
+        update, init = contenders.trainer(work.cfg, Optim(name=work.mode, clip_norm=CLIP_NORM))
         batch = Batch(image, label, jnp.ones(work.batch, jnp.float32))
         return contenders.compiled(update, (init(), batch), carries=True)
     model = build.build(work.cfg)

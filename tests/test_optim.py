@@ -289,3 +289,17 @@ def test_stacking_loses_nothing_and_is_left_to_blocks_that_are_treated_alike(vit
     assert tables.same_in_all_blocks(Optim(frozen=("^embed", "bias$")), vit_params)
     assert not tables.same_in_all_blocks(Optim(frozen=("^block_0",)), vit_params)
     assert not tables.same_in_all_blocks(Optim(decayed=("^block_2/.*kernel",)), vit_params)
+
+
+@pytest.mark.parametrize("largest", [0.5, 100.0], ids=("clipped", "within"))
+def test_clipping_is_optaxs(largest):
+    rng = np.random.default_rng(0)
+    grads = {"a": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32), "b": jnp.ones(5, jnp.bfloat16)}
+    got, want = (
+        rule.update(grads, rule.init(grads))[0]
+        for rule in (optim.clip_by_global_norm(largest), optax.clip_by_global_norm(largest))
+    )
+    for name, rtol in (("a", 3e-7), ("b", 1e-2)):  # two roundings against one, of 24 bits and of 8
+        assert got[name].dtype == grads[name].dtype
+        np.testing.assert_allclose(*(np.asarray(x[name], np.float32) for x in (got, want)), rtol=rtol)
+    assert (largest > 1) == all((got[name] == grads[name]).all() for name in grads)

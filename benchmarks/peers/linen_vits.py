@@ -1,6 +1,6 @@
 """Linen ViTs as others write them: Flax's stock attention, or a checkout of the official code. For step.py.
 
-Both get the plain step of the official trainer: softmax cross-entropy, optax, parameters donated.
+Both get the plain step of the official trainer: softmax cross-entropy, optax, gradients clipped, all donated.
 """
 
 import functools
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from contenders import INFERENCE, Program, Work, compiled
+from contenders import CLIP_NORM, INFERENCE, Program, Work, compiled
 
 from vit_jax.sections import Model
 
@@ -66,7 +66,7 @@ def _training(apply: Any, params: Any, image: jax.Array, label: jax.Array, mode:
     kinds = {"sgd": lambda: optax.sgd(0.03, momentum=0.9), "adamw": lambda: optax.adamw(1e-3)}
     if mode not in kinds:
         raise SystemExit(f"--modes {mode}: peers know {INFERENCE}, {', '.join(kinds)}")
-    optimizer = kinds[mode]()
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), kinds[mode]())
 
     def loss(params: Any) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(apply(params, image), label).mean()

@@ -7,7 +7,7 @@ on a GPU. Only for measuring: vit_jax never imports torch.
 from typing import Any
 
 import torch
-from contenders import INFERENCE, Program, Work, timed
+from contenders import CLIP_NORM, INFERENCE, Program, Work, timed
 
 from vit_jax.sections import Model
 
@@ -53,13 +53,15 @@ def _training(work: Work, model: Any, forward: Any, image: Any, label: Any, mixe
     }
     if work.mode not in kinds:
         raise SystemExit(f"--modes {work.mode}: peers know {INFERENCE}, {', '.join(kinds)}")
-    optimizer = kinds[work.mode](model.parameters())
+    parameters = list(model.parameters())
+    optimizer = kinds[work.mode](parameters)
     model.train()
 
     def once() -> None:
         with mixed:
             logits = forward(image.float() / 127.5 - 1)
         torch.nn.functional.cross_entropy(logits.float(), label).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
