@@ -7,9 +7,10 @@
 Runs on whatever device jax finds, and needs only jax, flax, optax and numpy; timm and Hugging Face need the
 extra `parity`, the official code a checkout of google-research/vision_transformer.
 Contenders take turns round by round and each figure is the median of its rounds, so that other load falls on
-all alike. Run twice with one JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0, the second is
-of processes that did not compile, as `train.py` is on CPUs. On a CPU the figure to trust is images a CPU-second (of all threads of this process); `--one-core`
-keeps XLA and torch to one thread on one core, and freed memory is kept as training keeps it, for all alike.
+all alike. Run twice with one JAX_COMPILATION_CACHE_DIR and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0,
+the second is of processes that did not compile, as `train.py` is on CPUs.
+On a CPU the figure to trust is images a CPU-second (of all threads of this process); `--one-core` keeps XLA
+and torch to one thread on one core, and freed memory is kept as training keeps it, for all alike.
 `ratio` is how many times as fast as a row ours is on the same work. Model FLOP utilisation is what the
 products of the model need (two a multiply-accumulate, three forward passes a train step, all tokens of all
 blocks) as a part of the rate of one square matrix product of the same dtype, a contender of the same rounds.
