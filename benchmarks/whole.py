@@ -33,6 +33,7 @@ from vit_jax.training import mesh as meshes
 from vit_jax.training.checkpoint import steps_in
 
 ROOT = Path(__file__).parent.parent
+KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # programs, as train.py does
 
 
 class Timed:
@@ -44,7 +45,7 @@ class Timed:
         self._process = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache},
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache} | KEEP_ALL,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,

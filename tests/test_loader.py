@@ -203,8 +203,6 @@ def test_error_stops_at_the_first_broken_file(twenty_classes: Path, workers: int
 
 SCRIPT = """
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from vit_jax.sections import Data
 from vit_jax.data import loader, sources

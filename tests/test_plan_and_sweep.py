@@ -190,3 +190,18 @@ def test_flags_that_do_not_go_together_are_one_line(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_after_a_run_that_failed_no_process_starts_again(tmp_path, monkeypatch):
+    again = []
+
+    def run(cfg, workdir, *, compiled):
+        compiled(workdir)
+        if workdir.name == "001_seed=1":
+            raise UserError("not finite")
+        return loop.Outcome(1, {}, None)
+
+    monkeypatch.setattr(sweep.loop, "run", run)
+    points = [(point, None) for point in grid.points(["config.seed=0,1,2"])]
+    sweep.run(points, tmp_path, compiled=lambda workdir: again.append(workdir.name))
+    assert again == ["000_seed=0", "001_seed=1"]

@@ -53,6 +53,37 @@ def test_a_cache_that_keeps_nothing_does_not_start_a_run_again_and_again(tmp_pat
     assert lines[-3].startswith("done: ")
 
 
+@pytest.fixture
+def processes(monkeypatch):
+    """What `restart` would replace this process by: a list of the runs in its environment, one each."""
+    found = []
+    monkeypatch.setattr(host_memory, "only_cpu", lambda device: True)
+    monkeypatch.setattr(host_memory, "keep_freed", lambda: True)
+    monkeypatch.setattr(os, "execv", lambda *_: found.append(os.environ[restart.STARTED_AGAIN]))
+    monkeypatch.setenv(restart.STARTED_AGAIN, "")
+    return found
+
+
+def test_each_run_of_a_sweep_is_started_again_once_though_nothing_is_kept(processes, tmp_path):
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+
+    def process():
+        """Whether it came to the end of the sweep, though it had to compile."""
+        compiled = restart.after_compiling("any")
+        jax.monitoring.record_event(restart.MISSED)
+        before = len(processes)
+        return not any(compiled(run) or len(processes) > before for run in runs)
+
+    while not process():
+        assert len(processes) <= len(runs)
+    assert processes == [os.pathsep.join(map(str, runs[: n + 1])) for n in range(len(runs))]
+
+
+def test_what_was_found_starts_nothing(processes, tmp_path):
+    restart.after_compiling("any")(tmp_path)
+    assert not processes
+
+
 def test_where_steps_run_elsewhere_nothing_starts_again(monkeypatch, tmp_path):
     monkeypatch.setattr(host_memory, "only_cpu", lambda device: False)
     compiled = restart.after_compiling("any")

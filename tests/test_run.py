@@ -22,6 +22,7 @@ from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.training import checkpoint, loop
+from vit_jax.training import job as jobs
 from vit_jax.training.job import Splits
 
 ROOT = Path(__file__).parent.parent
@@ -336,3 +337,12 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):
         loop.run(tiny(), tmp_path / "file")
+
+
+def test_a_finished_run_and_a_bad_init_wait_for_no_compiler(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "compile_ahead", lambda *_, **__: pytest.fail("compiled"))
+    workdir, outcome = trained
+    assert loop.run(tiny(), workdir).metrics == outcome.metrics
+    cfg = config.apply(tiny(), [f"--config.init={tmp_path}/none.npz"])
+    with pytest.raises(UserError, match=r"none\.npz"):
+        loop.run(cfg, tmp_path / "run")

@@ -101,7 +101,7 @@ def inception_box(
     """(left, top, right, bottom) of a random area and aspect, or the whole if none fits. arXiv:1409.4842."""
     width, height = size_wh
     for _ in range(CROP_TRIES):
-        # Not `rng.uniform`: the same numbers in a fifth of the time.
+        # Not `rng.uniform`: the same numbers, but for rounding, in a fifth of the time.
         area = (min_area + (1.0 - min_area) * rng.random()) * width * height
         aspect = ASPECT_RANGE[0] * (ASPECT_RANGE[1] / ASPECT_RANGE[0]) ** rng.random()
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

@@ -32,10 +32,10 @@ class Splits(NamedTuple):
 
 
 class Job(NamedTuple):
-    """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next; `lower()` is for
-    who wants to know or compile the step before there are arrays.
+    """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next.
 
     `abstract` has its shapes and layout. A step also tells, as a number above 0, that the run must stop.
+    `lower()` is for who wants to know or compile the step before there are arrays.
     Outside, the layers of parameters are written out: `unpack(tree)` gives that form of a State or of a part
     of one, `stored` has the shapes and layout of a whole one, and `pack(state)` goes back.
     """
@@ -106,7 +106,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
 def compile_ahead(job: Job, *, fresh: bool) -> None:
     """Compile what the run will call, step and evaluation and, if it is `fresh`, what makes its first state.
 
-    What does not fit into memory is refused here, and nothing later waits for the compiler.
+    Of a fresh run that does not scan nothing is compiled later.
     """
     if fresh:
         job.init.lower().compile()

@@ -52,7 +52,7 @@ def run(
 
     `data` replaces the sources that `cfg.data` names. A workdir of another config is refused unless
     `accept_change`. SIGTERM and SIGINT save a checkpoint and end the run early. `compiled(workdir)` is called
-    when all that the run calls is compiled, and nothing else is begun.
+    when what the run calls is compiled, and nothing else is begun.
     """
     mesh = meshes.make(cfg.device, cfg.fsdp)
     primary = jax.process_index() == 0
@@ -63,12 +63,15 @@ def run(
         job = jobs.make(cfg, mesh, data)
         claim(workdir, cfg, accept_change=accept_change)
         folder = workdir / "checkpoints"
-        jobs.compile_ahead(job, fresh=not (cfg.init or steps_in(folder)))
-        compile_digests(start.trees(job, job.stored))
-        compiled(workdir)
+        done = steps_in(folder)
+        weights = start.read_init(job) if cfg.init and not done else None
+        if not done or done[-1] < job.steps:
+            jobs.compile_ahead(job, fresh=not (cfg.init or done))
+            compile_digests(start.trees(job, job.stored))
+            compiled(workdir)
         checkpoints = Checkpoints(folder, keep=cfg.train.keep)
         best = Checkpoints(workdir / "best", keep=1)
-        state, metrics = start.begin(checkpoints, job)
+        state, metrics = start.begin(checkpoints, job, weights)
         with Reporter(workdir, step=int(state.step), steps=job.steps, active=primary) as report:
             loop = _Loop(job, checkpoints, best, report)
             loop.introduce(int(state.step))

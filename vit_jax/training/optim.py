@@ -45,7 +45,7 @@ def make(cfg: Optim, steps: int) -> optax.GradientTransformation:
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     """optax's transformation of this name, but for rounding: every element is multiplied by one scalar.
 
-    optax chooses and divides element by element, which makes XLA's kernels of an update longer and more.
+    optax chooses and divides element by element, which makes XLA write more and longer kernels.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:

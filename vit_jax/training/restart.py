@@ -1,7 +1,7 @@
 """A run that had to compile starts again with its programs from the compilation cache, on the CPU.
 
-LLVM leaves the C library's heap in some ten thousand pieces, and every buffer of a step is searched in them:
-small models are slower by a third than in a process that did not compile (benchmarks/LOG.md).
+LLVM leaves the C library's heap in tens of thousands of pieces, and every buffer of a step is searched in
+them: small models are slower by a third than in a process that did not compile (benchmarks/LOG.md).
 """
 
 import os
@@ -13,21 +13,21 @@ import jax
 
 from vit_jax.training import host_memory
 
-MISSED = (
-    "/jax/compilation_cache/cache_misses"  # jax's name for a program that it had to compile and then kept
-)
-STARTED_AGAIN = (
-    "VIT_JAX_STARTED_AGAIN"  # in the environment: the run for which this process was started again
-)
+# jax's name for a program that it had to compile and then kept.
+MISSED = "/jax/compilation_cache/cache_misses"
+# In the environment: the runs for which this command was started again.
+STARTED_AGAIN = "VIT_JAX_STARTED_AGAIN"
 
 
 def after_compiling(device: str) -> Callable[[Path], None]:
     """A function that replaces this process by one of the same command if anything was compiled since.
 
     It is called with the run's folder, and does so once a run: a cache that cannot be written starts nothing
-    again and again. Where `device` of the config is no CPU, it does nothing. Freed memory is kept from here
-    on, as `host_memory.keep_freed` says.
+    again and again. It does nothing where `device` of the config may be no CPU, where the C library is not
+    glibc, for one of several processes, without a compilation cache, and under a debugger of Python. Freed
+    memory is kept from here on, as `host_memory.keep_freed` says.
     """
+    started = [run for run in os.environ.pop(STARTED_AGAIN, "").split(os.pathsep) if run]
     if not (host_memory.only_cpu(device) and host_memory.keep_freed()):
         return lambda workdir: None
     seen: set[str] = set()
@@ -35,11 +35,10 @@ def after_compiling(device: str) -> Callable[[Path], None]:
 
     def compiled(workdir: Path) -> None:
         run = str(workdir.absolute())
-        before = os.environ.pop(STARTED_AGAIN, None)
-        if MISSED not in seen or before == run or jax.process_count() > 1:
+        if MISSED not in seen or run in started or jax.process_count() > 1 or sys.gettrace():
             return
         print("compiled: starting again, as a process that finds its programs runs them faster", flush=True)
-        os.environ[STARTED_AGAIN] = run
+        os.environ[STARTED_AGAIN] = os.pathsep.join([*started, run])
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
     return compiled

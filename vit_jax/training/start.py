@@ -10,11 +10,25 @@ from vit_jax.training import provenance, refs
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.job import Job
 from vit_jax.training.step import State
+from vit_jax.weights.adapt import Weights
 
 
-def begin(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]]:
-    """(state, metrics of the last evaluation) to go on from. Raises UserError for weights that do not fit."""
-    return _restore(checkpoints, job) or _fresh(job, checkpoints.notices)
+def begin(
+    checkpoints: Checkpoints, job: Job, weights: Weights | None = None
+) -> tuple[State, dict[str, float]]:
+    """(state, metrics of the last evaluation) to go on from; `weights` are those of `read_init`, if read.
+
+    Raises UserError for weights that do not fit.
+    """
+    return _restore(checkpoints, job) or _fresh(job, checkpoints.notices, weights)
+
+
+def read_init(job: Job) -> Weights:
+    """What `init` of the config names, for the run's model. Raises UserError for weights that do not fit."""
+    cfg, spec = job.cfg, job.spec
+    return refs.read_for(
+        spec.model, cfg.init, channels=spec.preprocess.channels, posemb_method=cfg.init_posemb
+    )
 
 
 def trees(job: Job, state: State) -> dict[str, Any]:
@@ -35,13 +49,11 @@ def record(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
     return own | provenance.collect()
 
 
-def _fresh(job: Job, notices: list[str]) -> tuple[State, dict[str, float]]:
+def _fresh(job: Job, notices: list[str], weights: Weights | None) -> tuple[State, dict[str, float]]:
     cfg, spec = job.cfg, job.spec
     if not cfg.init:
         return job.init(), {}
-    weights = refs.read_for(
-        spec.model, cfg.init, channels=spec.preprocess.channels, posemb_method=cfg.init_posemb
-    )
+    weights = weights or read_init(job)
     notices.append(str(weights.report))
     if (weights.preprocess.mean, weights.preprocess.std) != (spec.preprocess.mean, spec.preprocess.std):
         notices.append(

@@ -39,6 +39,7 @@ def run(
             if index is not None:
                 raise
             print(f"{point.name}: {e}", flush=True)
+            compiled = lambda workdir: None  # a process that starts again would try this run again
             continue
         if outcome.signal:
             return outcome.signal
