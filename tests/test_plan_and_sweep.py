@@ -78,7 +78,7 @@ def test_a_plan_foretells_the_memory_of_the_program_that_trains(digits, fields):
         rows = meshes.host_rows(size, mesh)
         batches = loader.TrainBatches(digits.train, cfg.data, (8, 8), size, 0, 1, rows)
         batch = meshes.to_devices(batches[0], size, mesh)
-        m = job.lower().compile().memory_analysis()
+        m = job.lower(state, batch).compile().memory_analysis()
         # What the arrays really take, the state's in place of the result's, and the program's scratch.
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state, batch)))
     own = held + m.temp_size_in_bytes

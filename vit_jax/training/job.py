@@ -35,7 +35,7 @@ class Job(NamedTuple):
     """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next.
 
     `abstract` has its shapes and layout. A step also tells, as a number above 0, that the run must stop.
-    `lower()` is for who wants to know or compile the step before there are arrays.
+    `lower(state, batch)` takes shapes as well: it is for who wants to know or compile the step ahead.
     Outside, the layers of parameters are written out: `unpack(tree)` gives that form of a State or of a part
     of one, `stored` has the shapes and layout of a whole one, and `pack(state)` goes back.
     """
@@ -53,7 +53,7 @@ class Job(NamedTuple):
     init: jax.stages.Wrapped
     adopt: Callable[[Any], State]
     step: Callable[[State, Any], tuple[State, jax.Array]]
-    lower: Callable[[], jax.stages.Lowered]
+    lower: Callable[[State, Any], jax.stages.Lowered]
     evaluate: Evaluator
 
 
@@ -83,7 +83,6 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     layout = meshes.shardings(shapes, mesh)
     abstract = _placed(shapes, mesh)
     step, lower = _step(cfg, spec, model, optimizer, layout)
-    batch = meshes.batch_like(train.batch_size, spec.model.image_hw, cfg.data.channels, mesh)
     return Job(
         cfg=cfg,
         spec=spec,
@@ -98,7 +97,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
         init=jax.jit(init, out_shardings=layout),
         adopt=jax.jit(begin, out_shardings=layout),
         step=step,
-        lower=functools.partial(lower, abstract, batch),
+        lower=lower,
         evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )
 
@@ -110,9 +109,16 @@ def compile_ahead(job: Job, *, fresh: bool) -> None:
     """
     if fresh:
         job.init.lower().compile()
-    job.lower().compile()
+    job.lower(job.abstract, batch_like(job)).compile()
     job.schedule(0)
     job.evaluate.compile(job.abstract.params)
+
+
+def batch_like(job: Job) -> Any:
+    """Shapes and layout of a global batch."""
+    return meshes.batch_like(
+        job.cfg.train.batch_size, job.spec.model.image_hw, job.cfg.data.channels, job.mesh
+    )
 
 
 def _placed(shapes: Any, mesh: Mesh) -> Any:

@@ -71,7 +71,7 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None) -> Plan:
 
 def memory_bytes(job: Job) -> int:
     """Bytes a device that the compiled step needs: arguments, results not in their place, and scratch."""
-    m: Any = job.lower().compile().memory_analysis()
+    m: Any = job.lower(job.abstract, jobs.batch_like(job)).compile().memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
 
 
