@@ -89,8 +89,8 @@ def test_example_ids_are_those_that_the_loader_reads(repeats):
 def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_path, monkeypatch, scan):
     begin = loop.start.begin
 
-    def injected(checkpoints, job):
-        state, metrics = begin(checkpoints, job)
+    def injected(checkpoints, job, weights):
+        state, metrics = begin(checkpoints, job, weights)
         written_out = job.unpack(state)
         written_out.params["block_3"]["mlp"]["down"]["bias"] *= jnp.nan
         return job.pack(written_out), metrics
