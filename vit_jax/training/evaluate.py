@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from vit_jax.data import loader
 from vit_jax.data.sources import Source
@@ -22,7 +22,7 @@ class Evaluator:
 
     def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
         step = functools.partial(eval_step, model=model, preprocess=spec.preprocess)
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        everywhere = meshes.everywhere(mesh)
         self._zero = jax.jit(zero_sums, out_shardings=everywhere)
         self._add = jax.jit(
             lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch)),

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from vit_jax.config import preprocess_of
 from vit_jax.data import cache
@@ -81,7 +81,6 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     keep = functools.partial(cache.keep, cfg=cfg.data, image_hw=spec.model.image_hw)
     shapes = jax.eval_shape(init)
     layout = meshes.shardings(shapes, mesh)
-    abstract = _placed(shapes, mesh)
     step, lower = _step(cfg, spec, model, optimizer, layout)
     return Job(
         cfg=cfg,
@@ -90,7 +89,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
         mesh=mesh,
         data=Splits(keep(data.train, train=True), keep(data.eval, train=False)),
         schedule=jax.jit(schedules.make(cfg.optim, steps)),
-        abstract=abstract,
+        abstract=_placed(shapes, mesh),
         stored=_placed(jax.eval_shape(unpack, shapes), mesh),
         pack=jax.jit(pack, out_shardings=layout) if stacked else pack,
         unpack=unpack,
@@ -152,8 +151,8 @@ def _step(
         state = step(state, batch, teacher_params=taught_by)
         return state, state.guard.halted.astype(jnp.float32)  # an array of its own: the state is donated next
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    compiled = jax.jit(step_and_tell, donate_argnums=0, out_shardings=(layout, everywhere))
+    outcome = (layout, meshes.everywhere(mesh))
+    compiled = jax.jit(step_and_tell, donate_argnums=0, out_shardings=outcome)
     run = lambda state, batch: compiled(state, batch, teacher_params)
     return run, lambda state, batch: compiled.lower(state, batch, teacher_params)
 

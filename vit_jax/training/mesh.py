@@ -67,6 +67,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def host_rows(batch_size: int, mesh: Mesh) -> list[int]:
     """Indices into the global batch of the rows that this host's devices hold, in ascending order."""
     held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
