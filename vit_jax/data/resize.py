@@ -16,15 +16,20 @@ PILLOW_FILTERS = {"pil_bilinear": Image.Resampling.BILINEAR, "pil_bicubic": Imag
 SIMD_FILTERS = {"pil_bilinear": simd.FilterType.bilinear, "pil_bicubic": simd.FilterType.catmull_rom}
 FILTER_REACH = {"pil_bilinear": 1, "pil_bicubic": 2, "tf_bilinear": 1}  # in pixels of the coarser side
 SIMD_PIXELS = {1: simd.PixelType.U8, 2: simd.PixelType.U8x2, 3: simd.PixelType.U8x3}
+WHOLE = {  # to make options takes longer than to resize a small image by them
+    name: simd.ResizeOptions(resize_alg=simd.ResizeAlg.convolution(kind), use_alpha=False)
+    for name, kind in SIMD_FILTERS.items()
+}
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 def resize(image_hwc: np.ndarray, size_hw: tuple[int, int], *, filter: str, exact: bool) -> np.ndarray:
     """The whole image to `size_hw`."""
-    h, w = image_hwc.shape[:2]
     if not exact and filter in SIMD_FILTERS:
-        return resize_box(image_hwc, (0, 0, w, h), size_hw, filter=filter)
+        if image_hwc.shape[:2] == size_hw:
+            return image_hwc
+        return _by_channels(image_hwc, lambda plane_hwc: _simd(plane_hwc, size_hw, WHOLE[filter]))
     if filter == "tf_bilinear":
         return _tf_bilinear(image_hwc, size_hw)
     return _pillow(image_hwc, size_hw, PILLOW_FILTERS[filter])
@@ -40,11 +45,8 @@ def resize_box(image_hwc: np.ndarray, box: Box, size_hw: tuple[int, int], *, fil
     reach_x = FILTER_REACH[filter] * max((right - left) / size_hw[1], 1.0) + 1
     y, x = max(int(top - reach_y), 0), max(int(left - reach_x), 0)
     part_hwc = image_hwc[y : math.ceil(bottom + reach_y), x : math.ceil(right + reach_x)]
-    options = simd.ResizeOptions(
-        resize_alg=simd.ResizeAlg.convolution(SIMD_FILTERS[filter]),
-        crop_box=simd.CropBox(left - x, top - y, right - left, bottom - top),
-        use_alpha=False,
-    )
+    options = WHOLE[filter].copy()
+    options.crop_box = simd.CropBox(left - x, top - y, right - left, bottom - top)
     return _by_channels(part_hwc, lambda plane_hwc: _simd(plane_hwc, size_hw, options))
 
 
