@@ -221,6 +221,27 @@ def test_a_damaged_checkpoint_is_found_and_the_older_step_is_used(tmp_path, caps
     assert final_digests(tmp_path) == before
 
 
+def test_the_best_is_known_to_who_goes_on_and_is_set_aside_where_it_cannot_be_read(tmp_path):
+    folder = tmp_path / "best"
+    best = checkpoint.Best(folder)
+    assert best.top1 < 0
+    best.save(3, {"metrics": {"top1": 0.25}}, params={"x": jnp.ones(2)})
+    best.save(5, {"metrics": {"top1": 0.5}}, params={"x": jnp.zeros(2)})
+    best.close()
+    again = checkpoint.Best(folder)
+    assert (checkpoint.steps_in(folder), again.top1, again.notices) == ([5], 0.5, [])
+    again.close()
+    for file in (folder / "5" / "record").iterdir():
+        file.unlink()
+    third = checkpoint.Best(folder)
+    assert third.top1 < 0
+    assert re.fullmatch(r"checkpoint \S*best/5 cannot be read \(.*\): set aside", third.notices[0])
+    assert (tmp_path / "unsound" / "best-5").is_dir()
+    third.save(5, {"metrics": {"top1": 0.1}}, params={"x": jnp.ones(2)})
+    third.close()
+    assert checkpoint.steps_in(folder) == [5]
+
+
 def test_a_checkpoint_of_another_optimizer_is_refused_and_kept(tmp_path):
     loop.run(tiny(), tmp_path)
     tree = config.default()

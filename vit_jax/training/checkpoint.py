@@ -8,6 +8,7 @@ that a kill interrupted; the digests catch what it does not notice: changed byte
 import errno
 import functools
 import logging
+import math
 import os
 import shutil
 import sys
@@ -74,12 +75,6 @@ class Checkpoints:
                 return record, trees
         return None
 
-    def newest_record(self) -> dict[str, Any] | None:
-        """The record of the newest step, once it is written."""
-        self._orbax.wait()
-        found = steps_in(self.directory)
-        return read_record(self.directory / str(found[-1])) if found else None
-
     def close(self) -> None:
         """Wait for the writes. Raises UserError if one failed."""
         try:
@@ -97,6 +92,25 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._orbax.reload()
+
+
+class Best(Checkpoints):
+    """The one step whose parameters hit most; what cannot be read is set aside and noticed."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, keep=1)
+        self.top1 = -math.inf
+        for step in steps_in(directory):
+            try:
+                self.top1 = read_record(directory / str(step))["metrics"]["top1"]
+            except UserError as e:
+                self._set_aside(step)
+                self.notices.append(f"{e}: set aside")
+
+    def save(self, step: int, record: dict[str, Any], **trees: Any) -> None:
+        """As of any checkpoint: it takes the place of the one before."""
+        super().save(step, record, **trees)
+        self.top1 = record["metrics"]["top1"]
 
 
 def steps_in(directory: Path) -> list[int]:

@@ -21,7 +21,7 @@ from vit_jax.sections import Config
 from vit_jax.training import diagnose, distributed, start
 from vit_jax.training import job as jobs
 from vit_jax.training import mesh as meshes
-from vit_jax.training.checkpoint import Checkpoints, compile_digests, steps_in
+from vit_jax.training.checkpoint import Best, Checkpoints, compile_digests, steps_in
 from vit_jax.training.clock import Clock
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.job import Job, Splits
@@ -70,7 +70,7 @@ def run(
             compile_digests(start.trees(job, job.stored))
             compiled(workdir)
         checkpoints = Checkpoints(folder, keep=cfg.train.keep)
-        best = Checkpoints(workdir / "best", keep=1)
+        best = Best(workdir / "best")
         state, metrics = start.begin(checkpoints, job, weights)
         with Reporter(workdir, step=int(state.step), steps=job.steps, active=primary) as report:
             loop = _Loop(job, checkpoints, best, report)
@@ -137,7 +137,7 @@ def claim(workdir: Path, cfg: Config, *, accept_change: bool) -> None:
 class _Loop:
     job: Job
     checkpoints: Checkpoints
-    best: Checkpoints
+    best: Best
     report: Reporter
 
     def introduce(self, step: int) -> None:
@@ -240,8 +240,7 @@ class _Loop:
             if metrics["top1"] > best_metrics["top1"]:
                 best_metrics, best_params = metrics, params
         self.report.curves()
-        known = self.best.newest_record()
-        if known is None or best_metrics["top1"] > known["metrics"]["top1"]:
+        if best_metrics["top1"] > self.best.top1:
             self.best.save(step, start.record(self.job, best_metrics), params=self.job.unpack(best_params))
         return best_metrics
 
