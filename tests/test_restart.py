@@ -1,5 +1,6 @@
 """A process that had to compile is replaced by one that finds its programs, once a run."""
 
+import json
 import os
 import re
 import subprocess
@@ -65,7 +66,7 @@ def processes(monkeypatch):
 
 
 def test_each_run_of_a_sweep_is_started_again_once_though_nothing_is_kept(processes, tmp_path):
-    runs = [tmp_path / name for name in ("a", "b", "c")]
+    runs = [tmp_path / name for name in ("a:b", "b", "c")]
 
     def process():
         """Whether it came to the end of the sweep, though it had to compile."""
@@ -76,7 +77,15 @@ def test_each_run_of_a_sweep_is_started_again_once_though_nothing_is_kept(proces
 
     while not process():
         assert len(processes) <= len(runs)
-    assert processes == [os.pathsep.join(map(str, runs[: n + 1])) for n in range(len(runs))]
+    assert processes == [json.dumps([str(run) for run in runs[: n + 1]]) for n in range(len(runs))]
+
+
+def test_a_program_from_standard_input_is_not_started_again(processes, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["-"])
+    compiled = restart.after_compiling("any")
+    jax.monitoring.record_event(restart.MISSED)
+    compiled(tmp_path)
+    assert not processes
 
 
 def test_what_was_found_starts_nothing(processes, tmp_path):

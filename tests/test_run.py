@@ -1,9 +1,11 @@
 """Whole runs: trained, stopped, killed, continued, used."""
 
+import fcntl
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -135,6 +137,15 @@ def test_sigterm_saves_and_the_same_command_continues(config_file, tmp_path):
     assert f"python -m vit_jax.cli.predict {tmp_path}" in out
 
 
+def test_ctrl_c_before_the_first_step_is_one_line_and_130(config_file, tmp_path):
+    process = start(config_file, tmp_path)
+    read_until(process, "device:")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == "interrupted: what was saved is intact\n"
+
+
 def test_a_run_leaves_what_the_readme_says(trained):
     workdir, outcome = trained
     assert outcome.step == 60
@@ -239,7 +250,58 @@ def test_the_best_is_known_to_who_goes_on_and_is_set_aside_where_it_cannot_be_re
     assert (tmp_path / "unsound" / "best-5").is_dir()
     third.save(5, {"metrics": {"top1": 0.1}}, params={"x": jnp.ones(2)})
     third.close()
+    for name in ("²", "007", "six"):  # no steps of ours
+        (folder / name).mkdir()
     assert checkpoint.steps_in(folder) == [5]
+
+
+def write_record(step_dir):
+    (step_dir / "record" / "data.json").write_text("{}")
+
+
+def forget_metrics(step_dir):
+    path = step_dir / "record" / "data.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"top1": "x"}}))
+
+
+def remove_parameters(step_dir):
+    shutil.rmtree(step_dir / "params")
+
+
+@pytest.mark.parametrize("damage", [write_record, forget_metrics, remove_parameters])
+def test_a_damaged_best_is_set_aside(tmp_path, damage):
+    best = checkpoint.Best(tmp_path / "best")
+    best.save(5, {"metrics": {"top1": 0.5}}, params={"x": jnp.zeros(2)})
+    best.close()
+    damage(tmp_path / "best" / "5")
+    again = checkpoint.Best(tmp_path / "best")
+    assert again.top1 < 0
+    assert again.notices[0].endswith(": set aside")
+    assert not checkpoint.steps_in(tmp_path / "best")
+    again.close()
+
+
+def test_a_run_from_the_start_has_no_best_of_before(tmp_path, capsys):
+    loop.run(tiny(), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    loop.run(tiny(), tmp_path)
+    assert "is of a run whose checkpoints are gone: set aside" in capsys.readouterr().out
+    assert checkpoint.steps_in(tmp_path / "best")
+
+
+def test_a_work_directory_has_one_process_at_a_time(tmp_path):
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process trains in"):
+        loop.run(tiny(), tmp_path)
+    os.close(held)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xff{\n")
+    with pytest.raises(UserError, match=rf"{name} cannot be read .*: remove"):
+        loop.run(tiny(), tmp_path)
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_and_kept(tmp_path):

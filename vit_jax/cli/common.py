@@ -1,6 +1,7 @@
 """What commands share: the shape of --help, one line for a user's mistake, a traceback for ours, pictures."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,7 +57,9 @@ def output_path(*endings: str) -> Callable[[str], Path]:
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """Exit code of `main`; 2 after a UserError, whose message goes to stderr."""
+    """Exit code of `main`; 2 after a UserError, whose message goes to stderr. Ctrl-C exits with 130."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     try:
         return main() or 0
     except UserError as e:
@@ -64,6 +67,9 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 2
     except BrokenPipeError:
         return 1  # the reader went away, as in `| head`
+    except KeyboardInterrupt:
+        print("interrupted: what was saved is intact", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: Python's own way out crashes in threads that are compiling
 
 
 def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *, columns: int) -> None:

@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from vit_jax.errors import UserError
 
 PARAMS, REST, RECORD = "params", "rest", "record"
+OWN = {"step", "shapes", "digests"}  # what `Checkpoints.save` adds to a record
 
 
 class OtherState(UserError):
@@ -95,17 +97,30 @@ class Checkpoints:
 
 
 class Best(Checkpoints):
-    """The one step whose parameters hit most; what cannot be read is set aside and noticed."""
+    """The one step whose parameters hit most; what cannot be used is set aside and noticed."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, keep=1)
         self.top1 = -math.inf
         for step in steps_in(directory):
             try:
-                self.top1 = read_record(directory / str(step))["metrics"]["top1"]
+                self.top1 = float(read_record(directory / str(step))["metrics"]["top1"])
+                if not (directory / str(step) / PARAMS).is_dir():
+                    raise UserError(f"checkpoint {directory / str(step)} has no {PARAMS}")
             except UserError as e:
-                self._set_aside(step)
-                self.notices.append(f"{e}: set aside")
+                self._forget(step, str(e))
+            except (KeyError, TypeError, ValueError):
+                self._forget(step, f"checkpoint {directory / str(step)} does not tell its metrics")
+
+    def begin_anew(self) -> None:
+        """What is there is of a run whose checkpoints are gone: it is set aside."""
+        for step in steps_in(self.directory):
+            self._forget(step, f"{self.directory / str(step)} is of a run whose checkpoints are gone")
+
+    def _forget(self, step: int, why: str) -> None:
+        self.top1 = -math.inf
+        self._set_aside(step)
+        self.notices.append(f"{why}: set aside")
 
     def save(self, step: int, record: dict[str, Any], **trees: Any) -> None:
         """As of any checkpoint: it takes the place of the one before."""
@@ -115,16 +130,20 @@ class Best(Checkpoints):
 
 def steps_in(directory: Path) -> list[int]:
     """Numbers of the finished steps of a folder, ascending."""
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and p.is_dir())
+    number = re.compile(r"0|[1-9][0-9]*")
+    return sorted(int(p.name) for p in directory.glob("*") if number.fullmatch(p.name) and p.is_dir())
 
 
 def read_record(step_dir: Path) -> dict[str, Any]:
     """The record of one step. Raises UserError if there is none that can be read."""
     try:
         with _context():
-            return ocp.load_checkpointables(str(step_dir.absolute()), {RECORD: None})[RECORD]
+            record = ocp.load_checkpointables(str(step_dir.absolute()), {RECORD: None})[RECORD]
     except Exception as e:
         raise UserError(f"checkpoint {step_dir} cannot be read ({_root_cause(e)})") from e
+    if not isinstance(record, dict) or not record.keys() >= OWN:
+        raise UserError(f"checkpoint {step_dir} cannot be read (its record lacks {', '.join(sorted(OWN))})")
+    return record
 
 
 def read(step_dir: Path, **abstract: Any) -> tuple[dict[str, Any], dict[str, Any]]:

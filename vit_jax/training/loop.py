@@ -3,10 +3,11 @@
 import dataclasses
 import errno
 import json
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -59,9 +60,10 @@ def run(
     if primary:
         print(f"device: {meshes.describe(mesh)}", flush=True)
     data = data or Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
-    with jax.set_mesh(mesh), _room_in(workdir), _memory_for(cfg):
+    with jax.set_mesh(mesh), _room_in(workdir), _memory_for(cfg), ExitStack() as stack:
         job = jobs.make(cfg, mesh, data)
         claim(workdir, cfg, accept_change=accept_change)
+        stack.enter_context(_alone_in(workdir))
         folder = workdir / "checkpoints"
         done = steps_in(folder)
         weights = start.read_init(job) if cfg.init and not done else None
@@ -72,6 +74,8 @@ def run(
         checkpoints = Checkpoints(folder, keep=cfg.train.keep)
         best = Best(workdir / "best")
         state, metrics = start.begin(checkpoints, job, weights)
+        if not int(state.step):
+            best.begin_anew()
         with Reporter(workdir, step=int(state.step), steps=job.steps, active=primary) as report:
             loop = _Loop(job, checkpoints, best, report)
             loop.introduce(int(state.step))
@@ -99,6 +103,34 @@ def _room_in(workdir: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _alone_in(workdir: Path) -> Iterator[None]:
+    """Raises UserError while another process trains there, where the file system has locks."""
+    held = None
+    if jax.process_index() == 0:
+        with suppress(ImportError, OSError):
+            held = _lock(workdir)
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _lock(workdir: Path) -> int:
+    import fcntl  # not everywhere
+
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(folder)
+        if e.errno != errno.EWOULDBLOCK:
+            raise
+        raise UserError(f"another process trains in {workdir}: use another --workdir, or wait") from e
+    return folder
+
+
+@contextmanager
 def _memory_for(cfg: Config) -> Iterator[None]:
     """Raises UserError with the knobs that help where the devices' memory does not suffice."""
     try:
@@ -119,7 +151,8 @@ def claim(workdir: Path, cfg: Config, *, accept_change: bool) -> None:
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        changes = differences(parse(json.loads(path.read_text())), cfg) if path.exists() else []
+        before = parse(json.loads(path.read_text())) if path.exists() else cfg
+        changes = differences(before, cfg)
         if changes and not accept_change:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(changes)}): "
@@ -131,6 +164,8 @@ def claim(workdir: Path, cfg: Config, *, accept_change: bool) -> None:
             part.replace(path)
     except OSError as e:
         raise UserError(f"cannot write to --workdir={workdir}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"{path} cannot be read ({e}): remove it, and the same command continues") from e
 
 
 @dataclasses.dataclass(frozen=True)

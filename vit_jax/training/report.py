@@ -11,6 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vit_jax.errors import UserError
 from vit_jax.training.tensorboard import Scalars
 
 CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1")))
@@ -24,17 +25,17 @@ class Reporter:
         if not active:
             return
         self._workdir = workdir
+        self._metrics = workdir / "metrics.jsonl"
+        _keep_until(self._metrics, step)  # may raise: nothing is open yet
         self._console = Console(highlight=False, soft_wrap=True)
         self._live = sys.stdout.isatty()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, disable=not self._live)
         self._task = self._progress.add_task("training", total=steps, completed=step)
         self._log = (workdir / "log.txt").open("a", buffering=1)
-        self._metrics = workdir / "metrics.jsonl"
         self._news = self._metrics.exists()  # since the last drawing
         self._drawing: Future[None] | None = None
         self._artist = ThreadPoolExecutor(1, thread_name_prefix="curves")
-        _keep_until(self._metrics, step)
         self._tensorboard = Scalars(workdir / "tensorboard", step=step + 1)
         self._progress.start()
         self._warnings = _Lines(self)
@@ -112,11 +113,14 @@ class _Lines(logging.Handler):
 
 
 def _keep_until(metrics: Path, step: int) -> None:
-    """Drop lines after `step`, and a last line that a kill cut off."""
+    """Drop lines after `step`, and a last line that a kill cut off. Raises UserError for other damage."""
     if not metrics.exists():
         return
-    whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+    try:
+        whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{metrics} cannot be read ({e}): remove what is wrong in it, or all of it") from e
     part = metrics.with_suffix(".tmp")
     part.write_text(kept)
     part.replace(metrics)

@@ -4,6 +4,7 @@ LLVM leaves the C library's heap in tens of thousands of pieces, and every buffe
 them: small models are slower by a third than in a process that did not compile (benchmarks/LOG.md).
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -24,10 +25,11 @@ def after_compiling(device: str) -> Callable[[Path], None]:
 
     It is called with the run's folder, and does so once a run: a cache that cannot be written starts nothing
     again and again. It does nothing where `device` of the config may be no CPU, where the C library is not
-    glibc, for one of several processes, without a compilation cache, and under a debugger of Python. Freed
-    memory is kept from here on, as `host_memory.keep_freed` says.
+    glibc, for one of several processes, without a compilation cache, under a debugger of Python, and where
+    standard input was the program and is spent. Freed memory is kept from here on, as
+    `host_memory.keep_freed` says.
     """
-    started = [run for run in os.environ.pop(STARTED_AGAIN, "").split(os.pathsep) if run]
+    started = json.loads(os.environ.pop(STARTED_AGAIN, "") or "[]")
     if not (host_memory.only_cpu(device) and host_memory.keep_freed()):
         return lambda workdir: None
     seen: set[str] = set()
@@ -35,10 +37,12 @@ def after_compiling(device: str) -> Callable[[Path], None]:
 
     def compiled(workdir: Path) -> None:
         run = str(workdir.absolute())
-        if MISSED not in seen or run in started or jax.process_count() > 1 or sys.gettrace():
+        if MISSED not in seen or run in started or jax.process_count() > 1:
+            return
+        if sys.gettrace() or sys.argv[0] == "-":
             return
         print("compiled: starting again, as a process that finds its programs runs them faster", flush=True)
-        os.environ[STARTED_AGAIN] = os.pathsep.join([*started, run])
+        os.environ[STARTED_AGAIN] = json.dumps([*started, run])
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
     return compiled
