@@ -86,13 +86,13 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         # Out of the numbered steps, so that the step can be saved again; kept, for whoever wants to look.
+        _together(f"all have seen {step}")
         if jax.process_index() == 0:
             target = self.directory.parent / "unsound" / f"{self.directory.name}-{step}"
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+        _together(f"set aside {step}")
         self._orbax.reload()
 
 
@@ -102,30 +102,46 @@ class Best(Checkpoints):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, keep=1)
         self.top1 = -math.inf
+        unusable = {}
         for step in steps_in(directory):
             try:
-                self.top1 = float(read_record(directory / str(step))["metrics"]["top1"])
-                if not (directory / str(step) / PARAMS).is_dir():
-                    raise UserError(f"checkpoint {directory / str(step)} has no {PARAMS}")
+                self.top1 = _top1(directory / str(step))
             except UserError as e:
-                self._forget(step, str(e))
-            except (KeyError, TypeError, ValueError):
-                self._forget(step, f"checkpoint {directory / str(step)} does not tell its metrics")
+                unusable[step] = str(e)
+        self._forget(unusable)
 
     def begin_anew(self) -> None:
         """What is there is of a run whose checkpoints are gone: it is set aside."""
-        for step in steps_in(self.directory):
-            self._forget(step, f"{self.directory / str(step)} is of a run whose checkpoints are gone")
+        why = "checkpoint {} is of a run whose checkpoints are gone"
+        self._forget({step: why.format(self.directory / str(step)) for step in steps_in(self.directory)})
 
-    def _forget(self, step: int, why: str) -> None:
-        self.top1 = -math.inf
-        self._set_aside(step)
-        self.notices.append(f"{why}: set aside")
+    def _forget(self, unusable: dict[int, str]) -> None:
+        for step, why in unusable.items():
+            self.top1 = -math.inf
+            self._set_aside(step)
+            self.notices.append(f"{why}: set aside")
 
     def save(self, step: int, record: dict[str, Any], **trees: Any) -> None:
         """As of any checkpoint: it takes the place of the one before."""
         super().save(step, record, **trees)
         self.top1 = record["metrics"]["top1"]
+
+
+def _top1(step_dir: Path) -> float:
+    """Of the last evaluation of a step that holds parameters. Raises UserError if it is not told."""
+    record = read_record(step_dir)
+    if not (step_dir / PARAMS).is_dir():
+        raise UserError(f"checkpoint {step_dir} has no {PARAMS}")
+    try:
+        return float(record["metrics"]["top1"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"checkpoint {step_dir} does not tell its metrics") from e
+
+
+def _together(where: str) -> None:
+    """All processes come here before one goes on."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def steps_in(directory: Path) -> list[int]:

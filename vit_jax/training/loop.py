@@ -81,8 +81,8 @@ def run(
             loop.introduce(int(state.step))
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, metrics, stop)
-            checkpoints.close()
-            best.close()
+                checkpoints.close()
+                best.close()
             report.curves()
             report.say(_conclusion(workdir, outcome))
     return outcome
