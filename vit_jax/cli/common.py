@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from vit_jax.errors import UserError
@@ -60,6 +62,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     """Exit code of `main`; 2 after a UserError, whose message goes to stderr. Ctrl-C exits with 130."""
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where it is ignored, as after nohup
+        signal.signal(signal.SIGINT, _interrupted)
     try:
         return main() or 0
     except UserError as e:
@@ -67,9 +72,14 @@ def run_command(main: Callable[[], int | None]) -> int:
         return 2
     except BrokenPipeError:
         return 1  # the reader went away, as in `| head`
-    except KeyboardInterrupt:
-        print("interrupted: what was saved is intact", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: Python's own way out crashes in threads that are compiling
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    # Not by an exception: it may be lost in a callback, and on its way out crash in threads that compile.
+    os.write(2, b"interrupted: what was saved is intact\n")
+    os._exit(128 + number)
 
 
 def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *, columns: int) -> None:
