@@ -27,9 +27,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 def resize(image_hwc: np.ndarray, size_hw: tuple[int, int], *, filter: str, exact: bool) -> np.ndarray:
     """The whole image to `size_hw`."""
     if not exact and filter in SIMD_FILTERS:
-        if image_hwc.shape[:2] == size_hw:
-            return image_hwc
-        return _by_channels(image_hwc, lambda plane_hwc: _simd(plane_hwc, size_hw, WHOLE[filter]))
+        h, w = image_hwc.shape[:2]
+        return resize_box(image_hwc, (0, 0, w, h), size_hw, filter=filter)
     if filter == "tf_bilinear":
         return _tf_bilinear(image_hwc, size_hw)
     return _pillow(image_hwc, size_hw, PILLOW_FILTERS[filter])
@@ -38,8 +37,10 @@ def resize(image_hwc: np.ndarray, size_hw: tuple[int, int], *, filter: str, exac
 def resize_box(image_hwc: np.ndarray, box: Box, size_hw: tuple[int, int], *, filter: str) -> np.ndarray:
     """What lies in `box` to `size_hw` by SIMD; the filter looks beyond the box, not beyond the image."""
     (h, w), (left, top, right, bottom) = image_hwc.shape[:2], box
-    if (h, w) == size_hw and box == (0, 0, w, h):
-        return image_hwc
+    if box == (0, 0, w, h):
+        if (h, w) == size_hw:
+            return image_hwc
+        return _by_channels(image_hwc, lambda plane_hwc: _simd(plane_hwc, size_hw, WHOLE[filter]))
     # Only what the filter can see is copied.
     reach_y = FILTER_REACH[filter] * max((bottom - top) / size_hw[0], 1.0) + 1
     reach_x = FILTER_REACH[filter] * max((right - left) / size_hw[1], 1.0) + 1
