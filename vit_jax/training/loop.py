@@ -151,8 +151,7 @@ def claim(workdir: Path, cfg: Config, *, accept_change: bool) -> None:
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        before = parse(json.loads(path.read_text())) if path.exists() else cfg
-        changes = differences(before, cfg)
+        changes = differences(parse(json.loads(path.read_text())), cfg) if path.exists() else []
         if changes and not accept_change:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(changes)}): "
