@@ -10,7 +10,7 @@ from typing import Any, cast
 from vit_jax import config, fields, sections
 from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
-from vit_jax.training import grid
+from vit_jax.run import sweep_points as grid
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
 EXAMPLES = """examples:
@@ -39,7 +39,7 @@ def main() -> int:
 
     import jax  # after parsing: --help stays quick
 
-    from vit_jax.training import distributed, loop, restart, sweep
+    from vit_jax.run import distributed, loop, restart, sweep
 
     compiled = restart.after_compiling(configs[0].device)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -102,15 +102,15 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> sections.Config:
         raise UserError("one of --config FILE and --rerun RUN is needed: try --config configs/quickstart.py")
     if args.config:
         return config.from_command_line(args.config, overrides)
-    from vit_jax.training import rerun
+    from vit_jax.run import rerun
 
     return config.apply(rerun.read_config(args.rerun), overrides)
 
 
 def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
     from vit_jax.data import sources
-    from vit_jax.training import plan
-    from vit_jax.training.job import Splits
+    from vit_jax.run import plan
+    from vit_jax.run.setup import Splits
 
     data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None

@@ -33,8 +33,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import build, variants
+from vit_jax.run import host_memory
 from vit_jax.sections import Model, Optim, Preprocess
-from vit_jax.training import host_memory, step
+from vit_jax.training import step
 
 sys.path.insert(0, str(Path(__file__).parent))
 import contenders  # beside this file, as peers are

@@ -15,8 +15,8 @@ from PIL import Image
 from vit_jax.data import transforms
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.run import refs
 from vit_jax.sections import Data, Spec
-from vit_jax.training import refs
 from vit_jax.training.step import normalise
 from vit_jax.weights.adapt import reset_head
 from vit_jax.weights.report import Report

@@ -35,7 +35,7 @@ def main() -> None:
 
     import sys  # after parsing: --help stays quick
 
-    from vit_jax.training import refs
+    from vit_jax.run import refs
     from vit_jax.weights.save import write
 
     adapted = {"image_size": args.image_size, "classes": args.classes, "heads": args.heads}

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 
-    from vit_jax.training import refs  # after parsing: --help stays quick
+    from vit_jax.run import refs  # after parsing: --help stays quick
     from vit_jax.weights import published
 
     weights, cfg = refs.read(args.ref, headless=True)

@@ -1,1 +1,1 @@
-"""Steps, state, checkpoints and the loop."""
+"""Pure functions of training: steps, losses, optimizers, schedules, sharding, evaluation."""

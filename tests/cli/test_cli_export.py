@@ -1,0 +1,58 @@
+"""The info and export commands. An exported file runs in a process that never imports this package."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from commands import call
+from paths import GOLDEN
+
+import vit_jax
+from vit_jax.cli import export, info
+from vit_jax.training.step import normalise
+
+RUN = """
+import sys, jax, jax.export, numpy as np
+exported = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+images = np.load(sys.argv[2])
+np.save(sys.argv[3], np.asarray(exported.call(images)))
+assert not [m for m in sys.modules if m.startswith("vit_jax")]
+"""
+
+
+@pytest.mark.parametrize("name", ["vit_token", "mixer"])
+def test_an_exported_file_runs_alone_and_agrees(monkeypatch, capsys, tmp_path, name):
+    path = tmp_path / "model.stablehlo"
+    code, out, _ = call(monkeypatch, capsys, export, GOLDEN / f"{name}.npz", path, "--json")
+    assert code == 0
+    assert json.loads(out)["largest_difference"] <= 1e-5
+    images = np.random.default_rng(0).integers(0, 256, size=(5, 32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    names = ("model.stablehlo", "x.npy", "y.npy")
+    subprocess.run([sys.executable, "-c", RUN, *names], cwd=tmp_path, check=True, timeout=120)
+    loaded = vit_jax.load(GOLDEN / f"{name}.npz")
+    x = normalise(jax.numpy.asarray(images), loaded.spec.preprocess)
+    wanted = loaded.model.apply({"params": loaded.params}, x)
+    # The same operations, compiled as another program; logits of order one.
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), wanted, rtol=0, atol=1e-5)
+
+
+def test_info_fits_a_screen(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, info, GOLDEN / "vit_token.npz")
+    assert code == 0
+    assert len(out.splitlines()) < 24
+    assert "tanh GELU, epsilon 1e-06" in out
+    facts = json.loads(call(monkeypatch, capsys, info, GOLDEN / "hybrid_resnet.npz", "--json")[1])
+    assert facts["model"]["stem_width"] > 0
+    assert facts["parameters"] > 0
+
+
+@pytest.mark.parametrize("command", [info, export])
+def test_a_bad_reference_is_one_line(monkeypatch, capsys, tmp_path, command):
+    more = [tmp_path / "x"] if command is export else []
+    code, _, err = call(monkeypatch, capsys, command, tmp_path / "nothing", *more)
+    assert code == 2
+    assert len(err) == 1

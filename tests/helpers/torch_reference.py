@@ -1,0 +1,158 @@
+"""Outputs of timm's and transformers' own models for files that this package writes.
+
+As a program, where torch, timm and transformers are, it stores them in golden/torch_families.npz.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paths import GOLDEN
+from timm_reference import stub_torchvision
+
+from vit_jax.sections import Model
+from vit_jax.weights import layout
+from vit_jax.weights.arrays import set_in
+from vit_jax.weights.save import write
+
+STORED = GOLDEN / "torch_families.npz"
+CLASSES = 11
+SIZES: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 128,
+    "depth": 2,
+    "heads": 2,
+    "mlp_width": 256,
+    "gelu": "exact",
+}
+# dialect, fields of the model, arguments of timm's or fields of transformers' model
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "timm_vit": ("timm", {}, {}),
+    "timm_gap": ("timm", {"class_token": False, "pooling": "gap"}, {"class_token": False, "fc_norm": False}),
+    "timm_map": ("timm", {"class_token": False, "pooling": "map"}, {"class_token": False}),
+    "timm_qk_norm": ("timm", {"qk_norm": True}, {"qk_norm": True}),
+    "timm_deit": ("timm", {"distill_token": True}, {}),
+    "timm_deit3": (
+        "timm",
+        {"layer_scale": 1e-4, "posemb_class_slot": False},
+        {"init_values": 1e-4, "no_embed_class": True},
+    ),
+    "timm_registers": (
+        "timm",
+        {"layer_scale": 1e-4, "posemb_class_slot": False, "registers": 4},
+        {"init_values": 1e-4, "no_embed_class": True, "reg_tokens": 4},
+    ),
+    "timm_swiglu": ("timm", {"layer_scale": 1e-4, "mlp": "swiglu"}, {"init_values": 1e-4, "swiglu": True}),
+    "hf_vit": ("huggingface", {"norm_eps": 1e-12}, {}),
+    "hf_vit_tanh": ("huggingface", {"gelu": "tanh"}, {}),
+    "hf_vit_pooler": ("huggingface", {"norm_eps": 1e-12, "classes": 0, "pre_logits": 128}, {}),
+    "hf_deit": ("huggingface", {"norm_eps": 1e-12, "distill_token": True}, {}),
+    "hf_dinov2": ("huggingface", {"layer_scale": 1.0, "classes": 0}, {}),
+    "hf_dinov2_registers": ("huggingface", {"layer_scale": 1.0, "classes": 0, "registers": 4}, {}),
+    "hf_dinov2_swiglu": (
+        "huggingface",
+        {"layer_scale": 1.0, "classes": 0, "mlp": "swiglu", "mlp_width": 344},
+        {},
+    ),
+    "hf_siglip": (
+        "huggingface",
+        {"classes": 0, "class_token": False, "pooling": "map", "gelu": "tanh"},
+        {},
+    ),
+    "hf_siglip_classifier": (
+        "huggingface",
+        {"class_token": False, "pooling": "gap", "gelu": "tanh"},
+        {},
+    ),
+}
+
+
+def case(name: str) -> tuple[Model, dict[str, Any], np.ndarray]:
+    """A model, parameters of the size that training has and two images, made by numpy from fixed seeds."""
+    model = Model(**SIZES | {"classes": CLASSES} | CASES[name][1])
+    rng = np.random.default_rng(0)
+    params: dict[str, Any] = {}
+    for path, shape in layout.shapes(model).items():
+        fan_in = np.prod(shape[:-1]) if path.endswith("kernel") else 25
+        if path.endswith(("query/kernel", "key/kernel", "value/kernel")):
+            fan_in = shape[0]
+        offset = 1.0 if path.endswith(("scale", "gamma")) else 0.0
+        set_in(params, path, (offset + rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32))
+    return model, params, rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+
+
+def theirs(name: str, folder: Path) -> Any:
+    """The real library's model, loaded by the library from what this package wrote in `folder`."""
+    model, params, _ = case(name)
+    dialect, _, arguments = CASES[name]
+    if dialect == "timm":
+        write(folder / "w.safetensors", params, model, dialect="timm")
+        return _timm(name, folder / "w.safetensors", arguments)
+    write(folder / "hf", params, model, dialect="huggingface")
+    stub_torchvision()
+    import transformers
+
+    kinds = {
+        "hf_vit_pooler": "ViTModel",
+        "hf_vit": "ViTForImageClassification",
+        "hf_deit": "DeiTForImageClassificationWithTeacher",
+        "hf_dinov2_registers": "Dinov2WithRegistersModel",
+        "hf_dinov2": "Dinov2Model",
+        "hf_siglip_classifier": "SiglipForImageClassification",
+        "hf_siglip": "SiglipVisionModel",
+    }
+    kind = next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
+    loaded, report = getattr(transformers, kind).from_pretrained(folder / "hf", output_loading_info=True)
+    # SigLIP's classifier loads the text tower nowhere, and needs none.
+    assert not [n for n in report["missing_keys"] if "text_model" not in n], report["missing_keys"]
+    assert not report["unexpected_keys"], report["unexpected_keys"]
+    return loaded.eval()
+
+
+def _timm(name: str, path: Path, arguments: dict[str, Any]) -> Any:
+    stub_torchvision()
+    import timm
+    import torch
+    from safetensors.torch import load_file
+    from timm.layers import SwiGLUPacked
+    from timm.models.deit import VisionTransformerDistilled
+
+    kind = VisionTransformerDistilled if name == "timm_deit" else timm.models.VisionTransformer
+    arguments = dict(arguments)
+    if arguments.pop("swiglu", False):
+        arguments |= {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU, "mlp_ratio": 4.0}
+    pool = {"timm_gap": "avg", "timm_map": "map"}.get(name, "token")
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+    model = kind(**sizes | {"num_classes": CLASSES, "global_pool": pool} | arguments)
+    if name == "timm_map":  # timm leaves no say over the hidden width of its pooling
+        model.attn_pool.mlp = timm.layers.Mlp(128, 256)
+    model.load_state_dict(load_file(path))  # strict: no array missing, none left over
+    return model.eval()
+
+
+def outputs(name: str, model: Any) -> np.ndarray:
+    """Logits, or what the model has in their place: the features that a head would see."""
+    import torch
+
+    _, _, images_bhwc = case(name)
+    x = torch.from_numpy(images_bhwc).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        if name.startswith("timm"):
+            return model(x).numpy()
+        out = model(pixel_values=x)
+    return (out.logits if "logits" in out else out.pooler_output).numpy()
+
+
+def main() -> None:
+    """Store the outputs of every case."""
+    out = {}
+    for name in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            out[name] = outputs(name, theirs(name, Path(folder)))
+    np.savez(STORED, **out)
+
+
+if __name__ == "__main__":
+    main()

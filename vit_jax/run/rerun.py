@@ -1,0 +1,21 @@
+"""What a run was, from its checkpoint alone."""
+
+import sys
+from pathlib import Path
+
+from vit_jax.config import parse
+from vit_jax.run import checkpoint, provenance, refs
+from vit_jax.sections import Config
+
+
+def read_config(ref: str) -> Config:
+    """The config of a run or of one step of it; says on stderr where code and versions differ.
+
+    Raises UserError if there is no checkpoint.
+    """
+    record = checkpoint.read_record(refs.step_dir(Path(ref)))
+    was, now = ({"commit": r["commit"][:12], **r["versions"]} for r in (record, provenance.collect()))
+    changed = [f"{name} {old} -> {now[name]}" for name, old in was.items() if now[name] != old]
+    if changed:
+        print(f"note: {ref} was made with other code or versions: {', '.join(changed)}", file=sys.stderr)
+    return parse(record["config"])
