@@ -31,10 +31,13 @@ from contenders import CLASSES, Batch, trainer  # beside this file
 MIB = 2**20
 
 
-def program(size: str, *, image_size: int, batch: int, **fields: Any) -> tuple[Any, Any, Batch]:
+def program(
+    size: str, *, image_size: int, batch: int, scan: bool, remat: str = "none", **fields: Any
+) -> tuple[Any, Any, Batch]:
     """(train step, shapes of its state, shapes of its batch): AdamW with decay and clipping, 1000 classes."""
     cfg = Model(**variants.model(size) | {"image_size": image_size, "classes": CLASSES} | fields)
-    update, init = trainer(cfg, Optim(weight_decay=0.1, clip_norm=1.0, warmup_steps=100))
+    rule = Optim(weight_decay=0.1, clip_norm=1.0, warmup_steps=100)
+    update, init = trainer(cfg, rule, scan=scan, remat=remat)
     like = jax.ShapeDtypeStruct
     image = like((batch, *cfg.image_hw, 3), jnp.uint8)
     shapes = Batch(image, like((batch,), jnp.int32), like((batch,), jnp.float32))
@@ -130,7 +133,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--unrolled", action="store_true", help="without model.scan")
+    parser.add_argument("--unrolled", action="store_true", help="without train.scan")
     parser.add_argument("--run", type=int, default=0, metavar="STEPS", help="remat: also time so many steps")
     parser.add_argument("--config", default="configs/quickstart.py", help="cache: of this run")
     parser.add_argument("fields", nargs="*", help="cache: after --, --config.field=value")

@@ -35,6 +35,7 @@ class Work(NamedTuple):
     cfg: Model
     mode: str
     batch: int
+    scan: bool = False
 
     @property
     def flops(self) -> float:
@@ -87,13 +88,13 @@ def forward_flops(cfg: Model) -> float:
     return 2.0 * (patches * cfg.patch_size**2 * 3 * d + cfg.depth * block + d * cfg.classes)
 
 
-def trainer(cfg: Model, optimizer: Optim) -> tuple[Any, Any]:
+def trainer(cfg: Model, optimizer: Optim, *, scan: bool = False, remat: str = "none") -> tuple[Any, Any]:
     """vit_jax's jitted train step, whose state is donated, and the jitted function that makes the state."""
-    model, rule = build.build(cfg), optim.make(optimizer, 1_000_000)
+    model, rule = build.build(cfg, scan=scan, remat=remat), optim.make(optimizer, 1_000_000)
 
     def init() -> Any:
         params = build.init(model, jax.random.key(0), image_hw=cfg.image_hw, channels=3)
-        return step.init_state(stack.stack(params) if cfg.scan else params, rule)
+        return step.init_state(stack.stack(params) if scan else params, rule)
 
     update = functools.partial(
         step.train_step, model=model, optimizer=rule, preprocess=Preprocess(), seed=0, log_every=50

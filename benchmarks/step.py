@@ -20,7 +20,6 @@ What was tried and measured: benchmarks/LOG.md. Whole outputs: benchmarks/result
 """
 
 import argparse
-import dataclasses
 import functools
 import importlib
 import json
@@ -56,7 +55,8 @@ def ours(work: Work) -> Program:
     """vit_jax's own program for the work."""
     image, label = map(jnp.asarray, work.examples())
     if work.mode != INFERENCE:
-        update, init = contenders.trainer(work.cfg, Optim(name=work.mode, clip_norm=CLIP_NORM))
+        rule = Optim(name=work.mode, clip_norm=CLIP_NORM)
+        update, init = contenders.trainer(work.cfg, rule, scan=work.scan)
         batch = Batch(image, label, jnp.ones(work.batch, jnp.float32))
         return contenders.compiled(update, (init(), batch), carries=True)
     model = build.build(work.cfg)
@@ -79,7 +79,7 @@ def works(args: argparse.Namespace) -> list[Work]:
                 raise SystemExit(f"{size}: the stem's convolutions are not counted: give a ViT or a Mixer")
             for mode in args.modes.split(","):
                 scan = args.scan and mode != INFERENCE
-                out.append(Work(size, dataclasses.replace(cfg, scan=scan), mode, args.batch))
+                out.append(Work(size, cfg, mode, args.batch, scan))
     return out
 
 
@@ -142,7 +142,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--depth", type=int, default=0, help="blocks, for a quick look; 0: as the size has")
-    parser.add_argument("--scan", action="store_true", help="our train steps with model.scan")
+    parser.add_argument("--scan", action="store_true", help="our train steps with train.scan")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(

@@ -17,6 +17,9 @@ from vit_jax import fields
 from vit_jax.fields import fail
 from vit_jax.sections import Config, Data, Preprocess, Spec
 
+# Fields that older runs stored in another section: read from there, and named in errors of the command line.
+MOVED = {"model.scan": "train.scan", "model.remat": "train.remat"}
+
 
 def default() -> Any:
     """The tree of all fields at their defaults, a ConfigDict for config files to edit."""
@@ -65,12 +68,14 @@ def override(tree: ConfigDict, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     if not equals:
         fail(f"{name}: no value given: write {name}=VALUE")
+    if name in MOVED:
+        fail(f"config has no field {name}: it is {MOVED[name]} now")
     _set(tree, name, fields.read(Config, name, text))
 
 
 def parse(tree: ConfigDict | dict[str, Any]) -> Config:
     """Check `tree` whole and freeze it. Raises UserError for an unknown field or a bad value."""
-    return fields.build(Config, tree.to_dict() if isinstance(tree, ConfigDict) else tree)
+    return fields.build(Config, _moved(tree.to_dict() if isinstance(tree, ConfigDict) else tree))
 
 
 def override_data(data: Data, arguments: list[str]) -> Data:
@@ -91,6 +96,7 @@ def preprocess_of(data: Data) -> Preprocess:
 
 def parse_spec(tree: dict[str, Any]) -> Spec:
     """The Spec of a plain dict. Raises UserError as `parse` does."""
+    tree = {name: value for name, value in _moved(tree).items() if name != "train"}
     return fields.build(Spec, tree)
 
 
@@ -103,6 +109,16 @@ def differences(old: Config, new: Config) -> list[str]:
     """One `field: old -> new` a changed field."""
     pairs = [(name, _get(old, name), _get(new, name)) for name in fields.leaves(Config)]
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
+
+
+def _moved(tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` with the fields of MOVED in their present sections."""
+    tree = {name: dict(part) if isinstance(part, dict) else part for name, part in tree.items()}
+    for old, new in MOVED.items():
+        (was, field), (now, _) = old.split("."), new.split(".")
+        if isinstance(part := tree.get(was), dict) and field in part:
+            tree.setdefault(now, {})[field] = part.pop(field)
+    return tree
 
 
 def _set(tree: Any, name: str, value: Any) -> None:

@@ -40,10 +40,6 @@ class Model:
     norm_eps: float = field(1e-6, "epsilon of every LayerNorm")
     head_bias: float = field(0.0, "initial bias of the zero-initialised head")
     dtype: Literal["float32", "bfloat16"] = field("float32", "of matrix products; parameters stay float32")
-    scan: bool = field(False, "train one compiled block over all layers: quick to compile at any depth")
-    remat: Literal["none", "full", "dots"] = field(
-        "none", "what training computes twice to save memory: nothing, blocks, blocks but for weight products"
-    )
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -294,6 +290,10 @@ class Train:
     )
     spike: float = field(0.0, "also skip steps whose loss is above this many times the usual; 0: none")
     micro_batches: int = field(1, "parts that a batch is cut into, one after another, to save memory")
+    scan: bool = field(False, "train one compiled block over all layers: quick to compile at any depth")
+    remat: Literal["none", "full", "dots"] = field(
+        "none", "what training computes twice to save memory: nothing, blocks, blocks but for weight products"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "eval_batch_size", "eval_every", "max_skipped"):

@@ -31,7 +31,6 @@ MODELS = {
     "mixer": Model(
         **SIZES | {"heads": 1}, family="mixer", token_width=4, class_token=False, posemb="none", pooling="gap"
     ),
-    "scanned": Model(**SIZES, scan=True, remat="full"),
 }
 
 
@@ -42,7 +41,7 @@ def test_features_are_what_the_head_sees_and_what_shorter_models_pool(cfg):
     columns = features.choose(cfg, layers=cfg.depth, poolings=features.meaningful(cfg))
     seen = features.seen_by_head(cfg)
     assert seen in columns
-    short = dataclasses.replace(cfg, depth=1, scan=False, remat="none", pre_logits=0, pooling="gap")
+    short = dataclasses.replace(cfg, depth=1, pre_logits=0, pooling="gap")
     short = dataclasses.replace(short, classes=cfg.width)
     identity = {
         "head": {"kernel": np.eye(cfg.width, dtype=np.float32), "bias": np.zeros(cfg.width, np.float32)}

@@ -53,8 +53,8 @@ def test_the_step_benchmark_prints_json(step, monkeypatch, capsys):
 def test_the_step_benchmark_scans_train_steps_alone(step, monkeypatch):
     monkeypatch.setattr("sys.argv", ["step.py", *SMALL.split(), "--modes", "inference,sgd", "--scan"])
     inference, train = step.works(step._arguments())
-    assert not inference.cfg.scan
-    assert train.cfg.scan
+    assert not inference.scan
+    assert train.scan
     step.ours(train).turn()
 
 

@@ -26,6 +26,7 @@ def parse(*assignments):
     [
         ("optim.lrr=1", "config has no field optim.lrr: did you mean optim.lr?"),
         ("lr=1", "config has no field lr: did you mean optim.lr?"),
+        ("model.scan=true", "config has no field model.scan: it is train.scan now"),
         ("zzz=1", "config has no field zzz: python train.py --help lists them all"),
         ("optim.lr", "optim.lr: no value given: write optim.lr=VALUE"),
         ("optim.lr=fast", "optim.lr='fast' is not a number"),
@@ -125,3 +126,14 @@ def test_data_arguments_replace_fields_of_a_runs_data():
     assert (data.name, data.channels) == ("cifar10", 1)
     with pytest.raises(UserError, match=r"did you mean data.name"):
         config.override_data(sections.Data(), ["--data.nam=cifar10"])
+
+
+def test_what_older_runs_stored_is_read_from_where_it_was():
+    cfg = parse("train.scan=true", "train.remat=full")
+    old = config.to_dict(cfg)
+    old["model"] |= {name: old["train"].pop(name) for name in ("scan", "remat")}
+    assert config.parse(old) == cfg
+    spec = sections.Spec(model=cfg.model, class_names=("a", "b"))
+    stored = config.to_dict(spec)
+    stored["model"] |= {"scan": True, "remat": "full"}
+    assert config.parse_spec(stored) == spec

@@ -36,7 +36,7 @@ FORMS = list(itertools.product((False, True), ("none", "full"), (1, 4)))  # scan
 def losses(path, mesh, scan, remat, parts):
     """(mean loss of each step, what the rows of each global batch were, the last state)."""
     cfg = config.from_command_line(str(path), [*FIELDS, f"--config.train.micro_batches={parts}"])
-    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, scan=scan, remat=remat))
+    cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, scan=scan, remat=remat))
     data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     size = cfg.train.batch_size
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -55,9 +55,9 @@ def shapes(cfg: Model, channels: int = 3) -> dict[str, tuple[int, ...]]:
     return {"/".join(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def program(cfg: Model) -> str:
+def program(cfg: Model, **form: Any) -> str:
     """All that a field can change: initialisation, training and inference, as text without addresses."""
-    model, key = build.build(cfg), jax.random.key(0)
+    model, key = build.build(cfg, **form), jax.random.key(0)
     images_bhwc = jnp.zeros((2, *cfg.image_hw, 3))
     init = lambda key: build.init(model, key, image_hw=cfg.image_hw, channels=3)
     params = jax.eval_shape(init, key)
@@ -80,11 +80,10 @@ def fresh(cfg: Model, seed: int = 0) -> Any:
     return params
 
 
-def run(cfg: Model, params: Any, **kwargs: Any) -> Any:
+def run(cfg: Model, params: Any, *, scan: bool = False, **kwargs: Any) -> Any:
     images_bhwc = jnp.asarray(np.random.default_rng(1).normal(size=(2, *cfg.image_hw, 3)).astype(np.float32))
-    apply = jax.jit(
-        lambda params, images_bhwc: build.build(cfg).apply({"params": params}, images_bhwc, **kwargs)
-    )
+    model = build.build(cfg, scan=scan)
+    apply = jax.jit(lambda params, images_bhwc: model.apply({"params": params}, images_bhwc, **kwargs))
     return apply(params, images_bhwc)
 
 
@@ -131,8 +130,6 @@ PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
     "norm_eps": (SMALL, 1e-5),
     "head_bias": (SMALL, -1.0),
     "dtype": (SMALL, "bfloat16"),
-    "scan": (SMALL, True),
-    "remat": (SMALL, "full"),
 }
 
 
@@ -144,11 +141,16 @@ def test_no_field_is_dead(name):
 
 
 @pytest.mark.parametrize("base", [HYBRID, MIXER], ids=["hybrid", "mixer"])
-@pytest.mark.parametrize(
-    "name", ["dropout", "stochastic_depth", "gelu", "norm_eps", "head_bias", "dtype", "scan", "remat"]
-)
+@pytest.mark.parametrize("name", ["dropout", "stochastic_depth", "gelu", "norm_eps", "head_bias", "dtype"])
 def test_no_field_is_dead_in_other_families(base, name):
     assert program(Model(**base)) != program(Model(**(base | {name: PERTURBED[name][1]})))
+
+
+@pytest.mark.parametrize("base", [SMALL, HYBRID, MIXER], ids=["vit", "hybrid", "mixer"])
+@pytest.mark.parametrize("form", [{"scan": True}, {"remat": "full"}], ids=str)
+def test_scan_and_remat_are_alive_in_every_family(base, form):
+    cfg = Model(**base)
+    assert program(cfg) != program(cfg, **form)
 
 
 ADDED = {
@@ -264,18 +266,21 @@ def test_swiglu_is_its_formula():
 @pytest.mark.parametrize("change", [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
 def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
     cfg = Model(**base)
-    params, other = fresh(cfg), dataclasses.replace(cfg, **change)
+    params = fresh(cfg)
     images_bhwc = jnp.asarray(np.random.default_rng(1).normal(size=(2, *cfg.image_hw, 3)).astype(np.float32))
 
-    def gradient(cfg):
-        loss = lambda p: build.build(cfg).apply({"params": p}, images_bhwc, train=True).sum()
+    def gradient(**form):
+        loss = lambda p: build.build(cfg, **form).apply({"params": p}, images_bhwc, train=True).sum()
         return jax.jit(jax.value_and_grad(loss))(params)
 
     # The same operations, fused otherwise; gradients are of order 100.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), gradient(cfg), gradient(other)
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), gradient(), gradient(**change)
     )
-    assert shapes(cfg) == shapes(other)
+    init = lambda **form: build.init(
+        build.build(cfg, **form), jax.random.key(0), image_hw=cfg.image_hw, channels=3
+    )
+    assert jax.eval_shape(init) == jax.eval_shape(lambda: init(**change))
 
 
 @pytest.mark.parametrize("change", [{}, {"distill_token": True}, {"registers": 2, "layer_scale": 0.1}])
@@ -294,9 +299,9 @@ def test_the_last_block_computes_no_token_that_no_head_reads(change):
 
 
 def test_a_scan_drops_at_the_rates_of_each_layer():
-    cfg = Model(**SMALL | {"depth": 3, "stochastic_depth": 0.5, "scan": True, "dtype": "bfloat16"})
+    cfg = Model(**SMALL | {"depth": 3, "stochastic_depth": 0.5, "dtype": "bfloat16"})
     params = fresh(cfg)
-    draw = lambda i: run(cfg, params, train=True, rngs={"dropout": jax.random.key(i)})
+    draw = lambda i: run(cfg, params, scan=True, train=True, rngs={"dropout": jax.random.key(i)})
     np.testing.assert_array_equal(draw(0), draw(0))
     assert len({float(draw(i)[0, 0]) for i in range(6)}) > 2
 

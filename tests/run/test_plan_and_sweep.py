@@ -53,7 +53,7 @@ def test_a_plan_foretells_the_run(digits):
     assert told.fits is False
     changes = [r["change"] for r in told.remedies]
     assert "--config.train.micro_batches=2" in changes
-    assert "--config.model.remat=full" in changes
+    assert "--config.train.remat=full" in changes
     assert not any(r["fits"] for r in told.remedies)
     assert "does not fit" in plan.show(told)
     assert json.loads(json.dumps(told._asdict()))["steps"] == 60
@@ -68,7 +68,7 @@ def test_remedies_are_tried_up_to_the_first_that_fits(digits, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [(), ("fsdp=4", "model.scan=true", "optim.ema=0.9")], ids=str)
+@pytest.mark.parametrize("fields", [(), ("fsdp=4", "train.scan=true", "optim.ema=0.9")], ids=str)
 def test_a_plan_foretells_the_memory_of_the_program_that_trains(digits, fields):
     cfg = config.apply(tiny(), [f"--config.{x}" for x in ("model.width=128", *fields)])
     told = plan.make(cfg, digits)

@@ -97,7 +97,7 @@ def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_p
         return job.pack(written_out), metrics
 
     monkeypatch.setattr(loop.start, "begin", injected)
-    cfg = config.apply(tiny(), ["--config.model.depth=6", f"--config.model.scan={scan}"])
+    cfg = config.apply(tiny(), ["--config.model.depth=6", f"--config.train.scan={scan}"])
     with pytest.raises(UserError, match=r"step 0 is not.*first in block_3/mlp/down; examples \[\d+, ") as e:
         loop.run(cfg, tmp_path)
     assert "\n" not in str(e.value)
@@ -117,7 +117,7 @@ def test_out_of_memory_names_the_knobs_that_help(tmp_path):
 
     told = ends_with(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes"))
     assert isinstance(told, UserError)
-    for knob in ("train.micro_batches=4", "model.remat=full", "fsdp", "--plan"):
+    for knob in ("train.micro_batches=4", "train.remat=full", "fsdp", "--plan"):
         assert knob in str(told)
     other = jax.errors.JaxRuntimeError("INTERNAL: something else")
     assert ends_with(other) is other

@@ -84,7 +84,7 @@ def test_every_form_on_processes_changes_no_loss(plain, config_file, name):
 
 @pytest.mark.parametrize("scan", ["false", "true"])
 def test_fsdp_divides_the_bytes_that_a_device_holds(scan):
-    wide = [f"--config.model.{x}" for x in ("width=64", "mlp_width=256", f"scan={scan}")]
+    wide = [f"--config.{x}" for x in ("model.width=64", "model.mlp_width=256", f"train.scan={scan}")]
     cfg = config.apply(tiny(), [*wide, "--config.optim.ema=0.9"])
     data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     held = {}

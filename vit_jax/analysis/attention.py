@@ -3,7 +3,6 @@
 Dims: l layers, b batch, h heads, n queries, m keys, y x patch grid.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -50,9 +49,7 @@ def capture(cfg: Model, params: Any, images_bhwc: jax.Array, *, every: bool) -> 
     model without attention.
     """
     kinds = tokens(cfg)
-    model = build(
-        dataclasses.replace(cfg, scan=False, remat="none")
-    )  # blocks written out have names to find them by
+    model = build(cfg)
     logits_bc, state = model.apply({"params": params}, images_bhwc, mutable=["attention"])
     sown: Any = state["attention"]
     blocks = [sown[f"block_{i}"]["attention"]["p"][0].astype(jnp.float32) for i in range(cfg.depth)]

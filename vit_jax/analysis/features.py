@@ -86,8 +86,7 @@ def extract(
     Tokens are those of the block under the model's final norm, as DINO evaluates its last blocks
     (arXiv:2104.14294 appendix F.2); after the last block this is what pooling sees.
     """
-    # Blocks written out have names to capture by; a scan computes the same from the same parameters.
-    model = build(dataclasses.replace(cfg, scan=False, remat="none"))
+    model = build(cfg)
     wanted = {f"block_{column.layer}" for column in columns} | {"pool"}
     _, state = model.apply(
         {"params": params},

@@ -14,12 +14,12 @@ from vit_jax.sections import Model
 FAMILIES = {"vit": ViT, "mixer": Mixer}
 
 
-def build(cfg: Model, *, classes: int = 0) -> nn.Module:
-    """The module of `cfg`. `classes` stands in for `cfg.classes=0` (as many as the data has)."""
+def build(cfg: Model, *, classes: int = 0, scan: bool = False, remat: str = "none") -> nn.Module:
+    """The module of `cfg`; `classes` stands in for `cfg.classes=0`, `scan` and `remat` are those of `Train`."""
     cfg = dataclasses.replace(cfg, classes=cfg.classes or classes)
     if not cfg.classes:
         raise ValueError("build needs a class count: set cfg.classes or pass classes")
-    return FAMILIES[cfg.family](cfg)
+    return FAMILIES[cfg.family](cfg, scan=scan, remat=remat)
 
 
 def init(model: nn.Module, key: jax.Array, *, image_hw: tuple[int, int], channels: int) -> Any:

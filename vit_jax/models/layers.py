@@ -4,13 +4,13 @@ Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features a he
 Parameters are float32; matrix products run in `cfg.dtype`; norm statistics and softmax in float32.
 """
 
-import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import kernels
 from vit_jax.sections import Model
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -49,7 +49,7 @@ class Mlp(nn.Module):
         if cfg.mlp == "swiglu":
             y_bnf = jax.nn.silu(Dense(cfg, self.hidden, name="gate")(x_bnd)) * y_bnf
         else:
-            y_bnf = gelu(y_bnf, cfg.gelu == "tanh")
+            y_bnf = kernels.gelu(y_bnf, cfg.gelu == "tanh")
         y_bnf = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnf)
         y_bnd = Dense(cfg, width, name="down")(y_bnf)
         return nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
@@ -58,32 +58,24 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1.
 
-    With `qk_norm`, q and k are normalised over k first (arXiv:2302.05442 section 2). With `first`, only the
-    first so many tokens of x are asked for, [b, first, d]. A caller who makes the collection `attention`
-    mutable gets the probabilities p of all tokens there.
+    Queries come from x [b, n, d], keys and values from source [b, m, d]. With `qk_norm`, q and k are first
+    normalised over k (arXiv:2302.05442 section 2). The collection `attention` gets the probabilities p.
     """
 
     cfg: Model
-    first: int | None = None
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, source_bmd: jax.Array) -> jax.Array:
         cfg, width = self.cfg, x_bnd.shape[-1]
         head_width = width // cfg.heads
-        heads = {name: HeadsIn(cfg, head_width, name=name) for name in ("query", "key", "value")}
-        norms = {name: Norm(cfg, name=f"{name}_norm") for name in ("query", "key") if cfg.qk_norm}
-        plain = lambda y: y
-        k_bhmk = norms.get("key", plain)(heads["key"](source_bmd))
-        v_bhmk = heads["value"](source_bmd)
-
-        def weights(x_bnd: jax.Array) -> jax.Array:
-            q_bhnk = norms.get("query", plain)(heads["query"](x_bnd))
-            s_bhnm = jnp.einsum("bhnk,bhmk->bhnm", q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
-            return softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
-
-        p_bhnm = weights(x_bnd[:, : self.first])
-        if self.is_mutable_collection("attention"):
-            self.sow("attention", "p", weights(x_bnd) if self.first else p_bhnm)
+        heads = lambda name, y_bnd: HeadsIn(cfg, head_width, name=name)(y_bnd)
+        norm = lambda name, y_bhnk: Norm(cfg, name=name)(y_bhnk) if cfg.qk_norm else y_bhnk
+        k_bhmk = norm("key_norm", heads("key", source_bmd))
+        v_bhmk = heads("value", source_bmd)
+        q_bhnk = norm("query_norm", heads("query", x_bnd))
+        s_bhnm = jnp.einsum("bhnk,bhmk->bhnm", q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
+        p_bhnm = kernels.softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
+        self.sow("attention", "p", p_bhnm)
         y_bhnk = jnp.einsum("bhnm,bhmk->bhnk", p_bhnm, v_bhmk)
         return HeadsOut(cfg, width, name="out")(y_bhnk)
 
@@ -152,7 +144,7 @@ class LayerScale(nn.Module):
 class DropPath(nn.Module):
     """Drop a branch [b, n, d] of whole examples, the kept ones scaled by 1/(1 - rate). arXiv:1603.09382.
 
-    Unlike nn.Dropout's, the rate may be traced, as it is where blocks are scanned.
+    Unlike that of nn.Dropout the rate may be traced, which a scan over blocks needs.
     """
 
     rate: float | jax.Array
@@ -168,10 +160,10 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)), each branch scaled if so set.
+    """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)), each branch with its LayerScale.
 
-    `drop_rate` is the chance of dropping each branch of an example. With `first`, only the first so many
-    tokens come out, [b, first, d], and nothing else is computed.
+    `drop_rate` is the chance of dropping each branch of an example. With `first`, only so many tokens are
+    queries and come out, [b, first, d].
     """
 
     cfg: Model
@@ -183,7 +175,7 @@ class Block(nn.Module):
         cfg = self.cfg
         drop_path = lambda: DropPath(self.drop_rate, deterministic=not train)
         y_bnd = Norm(cfg, name="norm1")(x_bnd)
-        y_bnd = Attention(cfg, self.first, name="attention")(y_bnd, y_bnd)
+        y_bnd = Attention(cfg, name="attention")(y_bnd[:, : self.first], y_bnd)
         y_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
         if cfg.layer_scale:
             y_bnd = LayerScale(cfg, name="scale1")(y_bnd)
@@ -212,83 +204,13 @@ class MapPool(nn.Module):
 
 def affine(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """x W + a of 2-D arrays in `cfg.dtype`; `bias` may have any shape."""
-    return _product(x.astype(cfg.dtype), kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype).reshape(1, -1)
-
-
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel
-
-
-def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
-    d_kernel = jax.lax.platform_dependent(x, dy, cpu=_transposed_product_on_cpu, default=_transposed_product)
-    return dy @ kernel.T, d_kernel
-
-
-def _transposed_product(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """xᵀ dy."""
-    return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
-
-
-def _transposed_product_on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """xᵀ dy, the smaller operand transposed beforehand: XLA's best kernels take plain products only.
-
-    The barriers keep the transpositions out of the product (benchmarks/LOG.md).
-    """
-    apart = jax.lax.optimization_barrier
-    return apart(x.T) @ dy if x.shape[1] <= dy.shape[1] else apart(apart(dy.T) @ x).T
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gelu(x: jax.Array, tanh: bool) -> jax.Array:
-    """GELU in float32, tanh form or exact, returned in x's dtype. arXiv:1606.08415.
-
-    Its own derivative keeps x alone for the backward pass, where autodiff keeps several float32 copies.
-    """
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=tanh).astype(x.dtype)
-
-
-def _gelu_forward(x: jax.Array, tanh: bool) -> tuple[jax.Array, jax.Array]:
-    return gelu(x, tanh), x
-
-
-def _gelu_backward(tanh: bool, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    form = functools.partial(jax.nn.gelu, approximate=tanh)
-    _, dx = jax.jvp(form, (x.astype(jnp.float32),), (dy.astype(jnp.float32),))
-    return (dx.astype(x.dtype),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-@jax.custom_vjp
-def softmax(s: jax.Array) -> jax.Array:
-    """Softmax over the last axis. Its derivative needs the result alone: p (dp - sum p dp)."""
-    return jax.nn.softmax(s)
-
-
-def _softmax_forward(s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    p = jax.nn.softmax(s)
-    return p, p
-
-
-def _softmax_backward(p: jax.Array, dp: jax.Array) -> tuple[jax.Array]:
-    return (p * (dp - (p * dp).sum(axis=-1, keepdims=True)),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
+    return kernels.product(x.astype(cfg.dtype), kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype).reshape(
+        1, -1
+    )
 
 
 def _xavier(inputs: int) -> nn.initializers.Initializer:
-    """Xavier's values for the 2-D kernel of which `inputs` leading axes are the inputs."""
+    """Xavier's initial values of the 2-D kernel whose inputs are the first `inputs` axes."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         flat = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))

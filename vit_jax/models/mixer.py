@@ -16,6 +16,8 @@ class Mixer(nn.Module):
     """Images to logits, by MLPs over tokens and over features in turn. The token MLP fixes the grid."""
 
     cfg: Model
+    scan: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array, *, train: bool = False) -> jax.Array:

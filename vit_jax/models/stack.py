@@ -14,17 +14,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.xla_metadata import set_xla_metadata
 
+from vit_jax.models import kernels
 from vit_jax.sections import Model
 
 STACK, FIRST = "blocks", "block_0"
-# What the backward pass finds kept; all else is computed again. `dots`: products with weights, not attention.
+# Kept for the backward pass; all else is computed again. `dots`: products with weights, not attention.
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def is_stacked(tree: Any) -> bool:
-    """Whether `tree` is a dict of parameters, or of what an optimizer keeps of each, with stacked layers."""
+    """Whether `tree` is a dict of parameters, or of optimizer state, with stacked layers."""
     return isinstance(tree, dict) and STACK in tree
 
 
@@ -69,57 +69,30 @@ def run_blocks(
 ) -> jax.Array:
     """`x_bnd` through blocks `kind(cfg, drop_rate)`, submodules of `parent` (in its compact method).
 
-    Where `last` is given and there is no scan, it makes the last block. Drop rates grow linearly to
-    cfg.stochastic_depth (arXiv:1603.09382). A scan draws other dropout.
+    `last`, if given and nothing is scanned, makes the last block. Drop rates grow linearly to
+    cfg.stochastic_depth (arXiv:1603.09382). A scan draws other dropout masks.
     """
-    cfg: Model = parent.cfg  # pyright: ignore[reportAttributeAccessIssue]
+    cfg, scan, remat = _fields(parent)
     rates = np.linspace(0.0, cfg.stochastic_depth, cfg.depth)
-    if cfg.scan and not parent.is_initializing():
+    if scan and not parent.is_initializing():
         return _scanned(parent, kind, x_bnd, rates, train=train)
     call: Any = lambda block, x_bnd: block(x_bnd, train=train)
-    if cfg.remat != "none":
-        call = nn.remat(call, policy=POLICIES[cfg.remat])
-    if train:  # blocks that are alike are traced once; not in inference, where callers look into blocks
+    if remat != "none":
+        call = nn.remat(call, policy=POLICIES[remat])
+    if train:  # equal blocks are traced once; not in inference, where callers capture what blocks compute
         call = nn.jit(call)
     for i, rate in enumerate(rates):
         make = last if last and i == cfg.depth - 1 else kind
-        x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), _summed_once(x_bnd))
+        x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), kernels.summed_once(x_bnd))
     return x_bnd
-
-
-@jax.custom_vjp
-def _summed_once(x_bnd: jax.Array) -> jax.Array:
-    """x, whose gradient is one array: the residual sum that comes back from all later blocks.
-
-    On a CPU XLA otherwise fuses that sum, term by term, into each of its three uses in every block: work and
-    memory traffic that grow with the square of the depth (benchmarks/LOG.md).
-    """
-    return x_bnd
-
-
-def _materialised(_: None, dx_bnd: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.platform_dependent(dx_bnd, cpu=_in_a_call, default=lambda dx_bnd: dx_bnd),)
-
-
-def _in_a_call(x: jax.Array) -> jax.Array:
-    """x by way of a function that XLA does not inline, so that nothing is fused across it."""
-    with set_xla_metadata(inlineable="false"):
-        return _twice_negated(x)
-
-
-@jax.jit
-def _twice_negated(x: jax.Array) -> jax.Array:
-    # jax would leave out a function that gives back its argument.
-    return jax.lax.neg(jax.lax.neg(x))
-
-
-_summed_once.defvjp(lambda x_bnd: (x_bnd, None), _materialised)
 
 
 def _scanned(
     parent: nn.Module, kind: Callable[..., nn.Module], x_bnd: jax.Array, rates: np.ndarray, *, train: bool
 ) -> jax.Array:
-    cfg: Model = parent.cfg  # pyright: ignore[reportAttributeAccessIssue]
+    # Not nn.scan: it owns its parameters, stacked under one name, where files, inference and the patterns of
+    # `optim` know block_0, block_1, ... lax.scan takes them, and a drop rate a layer, as inputs.
+    cfg, _, remat = _fields(parent)
     layers = stack(parent.variables["params"])[STACK]
     draws = train and (cfg.dropout or cfg.stochastic_depth)
     keys = jax.random.split(parent.make_rng("dropout"), cfg.depth) if draws else None
@@ -127,12 +100,13 @@ def _scanned(
     def body(x_bnd: jax.Array, layer: Any) -> tuple[Any, None]:
         params, rate, key = layer
         block = kind(cfg, rate if cfg.stochastic_depth else 0.0, parent=None)
-        return block.apply(
-            {"params": params}, x_bnd, train=train, rngs=None if key is None else {"dropout": key}
-        ), None
+        rngs = None if key is None else {"dropout": key}
+        return block.apply({"params": params}, x_bnd, train=train, rngs=rngs), None
 
-    if cfg.remat != "none":
-        body = jax.checkpoint(
-            body, policy=POLICIES[cfg.remat], prevent_cse=False
-        )  # a scan prevents it itself
+    if remat != "none":  # a scan itself prevents that XLA merges the second computation with the first
+        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(body, x_bnd, (layers, jnp.asarray(rates, jnp.float32), keys))[0]
+
+
+def _fields(parent: Any) -> tuple[Model, bool, str]:
+    return parent.cfg, parent.scan, parent.remat

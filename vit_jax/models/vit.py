@@ -20,9 +20,11 @@ TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
 
 
 class ViT(nn.Module):
-    """Images to logits. `cfg.classes` must be set: 0 is for a config that has not met its data yet."""
+    """Images to logits. `cfg.classes` must be above 0. `scan` and `remat` are those of `sections.Train`."""
 
     cfg: Model
+    scan: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -47,8 +49,9 @@ class ViT(nn.Module):
 
     def _last_block(self) -> Callable[..., nn.Module]:
         # Where heads read the class (and distillation) token alone, the last block computes no other, unless
-        # the caller captures what comes out of the blocks.
-        if self.cfg.pooling != "token" or self.is_mutable_collection("intermediates"):
+        # the caller captures outputs or attention of whole blocks.
+        captured = any(map(self.is_mutable_collection, ("intermediates", "attention")))
+        if self.cfg.pooling != "token" or captured:
             return Block
         return functools.partial(Block, first=1 + self.cfg.distill_token)
 

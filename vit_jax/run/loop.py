@@ -141,8 +141,8 @@ def _memory_for(cfg: Config) -> Iterator[None]:
             raise
         raise UserError(
             f"out of device memory with train.batch_size={cfg.train.batch_size}, "
-            f"model.remat={cfg.model.remat}, fsdp={cfg.fsdp}: use "
-            f"train.micro_batches={cfg.train.micro_batches * 2}, model.remat=full, a larger fsdp or a "
+            f"train.remat={cfg.train.remat}, fsdp={cfg.fsdp}: use "
+            f"train.micro_batches={cfg.train.micro_batches * 2}, train.remat=full, a larger fsdp or a "
             "smaller batch; --plan tells which of them fits"
         ) from e
 

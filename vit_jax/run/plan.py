@@ -130,10 +130,10 @@ def _candidates(cfg: Config) -> list[dict[str, Any]]:
     devices = len(jax.devices() if cfg.device == "any" else jax.devices(cfg.device))
     parts = cfg.train.micro_batches
     out: list[dict[str, Any]] = [{"train.micro_batches": parts * 2}, {"train.micro_batches": parts * 8}]
-    if cfg.model.remat == "none":
-        out += [{"model.remat": "full"}, {"model.remat": "full", "train.micro_batches": parts * 4}]
+    if cfg.train.remat == "none":
+        out += [{"train.remat": "full"}, {"train.remat": "full", "train.micro_batches": parts * 4}]
     if cfg.fsdp < devices:
-        out += [{"fsdp": devices}, {"fsdp": devices, "model.remat": "full", "train.micro_batches": parts * 4}]
+        out += [{"fsdp": devices}, {"fsdp": devices, "train.remat": "full", "train.micro_batches": parts * 4}]
     return out
 
 

@@ -28,8 +28,6 @@ FREE = {
     "head_bias",
     "layer_scale",
     "dtype",
-    "scan",
-    "remat",
 }
 
 

@@ -64,7 +64,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     spec = describe(cfg, data.train)
-    model = build.build(dataclasses.replace(spec.model, scan=cfg.model.scan, remat=cfg.model.remat))
+    model = build.build(spec.model, scan=train.scan, remat=train.remat)
     optimizer = optim.make(cfg.optim, steps)
 
     def fresh() -> Any:
@@ -73,7 +73,7 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
 
     params = jax.eval_shape(fresh)
     tables.check(cfg.optim, params)
-    stacked = cfg.model.scan and tables.same_in_all_blocks(cfg.optim, params)
+    stacked = train.scan and tables.same_in_all_blocks(cfg.optim, params)
     pack = stack if stacked else lambda tree: tree
     unpack = functools.partial(unstack, depth=cfg.model.depth) if stacked else lambda tree: tree
     begin = lambda params: init_state(pack(params), optimizer, ema=bool(cfg.optim.ema))
@@ -174,13 +174,10 @@ def _teacher(cfg: Config, spec: Spec) -> tuple[Teacher | None, Any]:
 
 
 def describe(cfg: Config, source: Source) -> Spec:
-    """The Spec of a run: the config's model with the data's class count, and its preprocessing.
-
-    How it is trained, scanned or with rematerialisation, is not part of what it is.
-    """
+    """The Spec of a run: the config's model with the data's class count, and its preprocessing."""
     classes = cfg.model.classes or len(source.class_names)
     return Spec(
-        model=dataclasses.replace(cfg.model, classes=classes, scan=False, remat="none"),
+        model=dataclasses.replace(cfg.model, classes=classes),
         preprocess=preprocess_of(cfg.data),
         class_names=source.class_names,
     )

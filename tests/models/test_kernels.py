@@ -1,0 +1,58 @@
+"""Each form made for a processor equals its plain form, in value and in derivative."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from paths import ROOT
+
+from vit_jax.models import kernels
+
+# Float32 rounding of values of order one; sums of at most seven products.
+ATOL = 1e-6
+NORMAL = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("own", "plain"),
+    [
+        (lambda x: kernels.gelu(x, True), lambda x: jax.nn.gelu(x, approximate=True)),
+        (lambda x: kernels.gelu(x, False), lambda x: jax.nn.gelu(x, approximate=False)),
+        (kernels.softmax, jax.nn.softmax),
+        (kernels.summed_once, lambda x: x),
+    ],
+    ids=["gelu tanh", "gelu exact", "softmax", "summed once"],
+)
+def test_own_derivatives_equal_autodiffs(own, plain):
+    x, dy = jnp.asarray(NORMAL[:2]), jnp.asarray(NORMAL[2:])
+    (y, back), (wanted, wanted_back) = jax.vjp(own, x), jax.vjp(plain, x)
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=ATOL)
+    np.testing.assert_allclose(back(dy)[0], wanted_back(dy)[0], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("outputs", [3, 12], ids=["narrows", "widens"])
+def test_the_product_and_both_its_derivatives_equal_the_plain_ones(outputs):
+    x_ni = jnp.asarray(NORMAL[0])
+    kernel_io, dy_no = (
+        jnp.asarray(np.random.default_rng(seed).normal(size=(rows, outputs)).astype(np.float32))
+        for seed, rows in ((1, 7), (2, 5))
+    )
+    got, back = jax.vjp(kernels.product, x_ni, kernel_io)
+    wanted, wanted_back = jax.vjp(jnp.matmul, x_ni, kernel_io)
+    np.testing.assert_array_equal(got, wanted)
+    for a, b in zip(back(dy_no), wanted_back(dy_no), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=4 * ATOL)  # up to twelve products of order one
+
+
+@pytest.mark.parametrize("outputs", [3, 12])
+def test_both_forms_of_the_transposed_product_are_the_same_numbers(outputs):
+    x_ni, dy_no = jnp.asarray(NORMAL[0]), jnp.asarray(np.resize(NORMAL, (5, outputs)))
+    wanted = kernels.transposed_product(x_ni, dy_no)
+    np.testing.assert_allclose(kernels.transposed_product_on_cpu(x_ni, dy_no), wanted, rtol=0, atol=4 * ATOL)
+
+
+@pytest.mark.parametrize("name", ["layers", "stack", "vit", "mixer", "resnet"])
+def test_forms_for_a_processor_stand_in_kernels_alone(name):
+    text = (ROOT / "vit_jax" / "models" / f"{name}.py").read_text()
+    words = ("custom_vjp", "custom_jvp", "platform_dependent", "optimization_barrier", "xla_metadata")
+    assert not [word for word in words if word in text]
