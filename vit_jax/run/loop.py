@@ -1,21 +1,17 @@
 """The one orchestrator: config and work directory in, trained and evaluated checkpoints out."""
 
 import dataclasses
-import errno
 import functools
-import json
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import differences, parse, to_dict
 from vit_jax.data import cache, loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -24,13 +20,13 @@ from vit_jax.run.checkpoint import Best, Checkpoints, compile_digests, steps_in
 from vit_jax.run.clock import Clock
 from vit_jax.run.report import Reporter
 from vit_jax.run.setup import Setup, Splits, set_up
+from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.step import State
 
 SENT_AHEAD = 4  # steps: the devices never wait for the host, and batches do not pile up in their memory
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Outcome(NamedTuple):
@@ -61,21 +57,21 @@ def run(
         print(f"device: {meshes.describe(mesh)}", flush=True)
     data = data or Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     teacher = first_state.read_teacher(cfg)
-    with jax.set_mesh(mesh), _room_in(workdir), _memory_for(cfg), ExitStack() as stack:
+    folder = Workdir(workdir)
+    with jax.set_mesh(mesh), folder.room(), _memory_for(cfg), ExitStack() as stack:
         setup = set_up(cfg, mesh, data, teacher)
         data = _cached(data, setup)
         teacher_params = teacher and jax.device_put(teacher.params, meshes.shardings(teacher.params, mesh))
-        claim(workdir, cfg, accept_change=accept_change)
-        stack.enter_context(_alone_in(workdir))
-        folder = workdir / "checkpoints"
-        done = steps_in(folder)
+        folder.claim(cfg, accept_change=accept_change)
+        stack.enter_context(folder.alone())
+        done = steps_in(folder.checkpoints)
         weights = first_state.read_init(setup) if cfg.init and not done else None
         if not done or done[-1] < setup.steps:
             setup.compile_ahead(fresh=not (cfg.init or done))
             compile_digests(first_state.trees(setup, setup.forms.stored))
             compiled(workdir)
-        checkpoints = Checkpoints(folder, keep=cfg.train.keep)
-        best = Best(workdir / "best")
+        checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
+        best = Best(folder.best)
         state, metrics = first_state.begin(checkpoints, setup, weights)
         if not int(state.step):
             best.begin_anew()
@@ -87,7 +83,7 @@ def run(
                 checkpoints.close()
                 best.close()
             report.curves()
-            report.say(_conclusion(workdir, outcome))
+            report.say(_conclusion(folder, outcome))
     return outcome
 
 
@@ -95,48 +91,6 @@ def _cached(data: Splits, setup: Setup) -> Splits:
     """The splits with `data.cache_gib` of each kept in memory."""
     keep = functools.partial(cache.keep, cfg=setup.cfg.data, image_hw=setup.spec.model.image_hw)
     return Splits(keep(data.train, train=True), keep(data.eval, train=False))
-
-
-@contextmanager
-def _room_in(workdir: Path) -> Iterator[None]:
-    """Raises UserError where the disk of `workdir` takes no more, whatever was being written."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in NO_ROOM:
-            raise
-        raise UserError(
-            f"cannot write to {workdir} ({e.strerror}): earlier checkpoints are intact; "
-            "make room, and the same command continues"
-        ) from e
-
-
-@contextmanager
-def _alone_in(workdir: Path) -> Iterator[None]:
-    """Raises UserError while another process trains there, where the file system has locks."""
-    held = None
-    if jax.process_index() == 0:
-        with suppress(ImportError, OSError):
-            held = _lock(workdir)
-    try:
-        yield
-    finally:
-        if held is not None:
-            os.close(held)
-
-
-def _lock(workdir: Path) -> int:
-    import fcntl  # not everywhere
-
-    folder = os.open(workdir, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        os.close(folder)
-        if e.errno != errno.EWOULDBLOCK:
-            raise
-        raise UserError(f"another process trains in {workdir}: use another --workdir, or wait") from e
-    return folder
 
 
 @contextmanager
@@ -153,27 +107,6 @@ def _memory_for(cfg: Config) -> Iterator[None]:
             f"train.micro_batches={cfg.train.micro_batches * 2}, model.remat=full, a larger fsdp or a "
             "smaller batch; --plan tells which of them fits"
         ) from e
-
-
-def claim(workdir: Path, cfg: Config, *, accept_change: bool) -> None:
-    """Make `workdir` this config's own. Raises UserError if it is another's, or cannot be written."""
-    path = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        changes = differences(parse(json.loads(path.read_text())), cfg) if path.exists() else []
-        if changes and not accept_change:
-            raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(changes)}): "
-                "use another --workdir, or continue it anyway with --config_change=accept"
-            )
-        if jax.process_index() == 0:
-            part = path.with_suffix(".tmp")
-            part.write_text(json.dumps(to_dict(cfg), indent=1))
-            part.replace(path)
-    except OSError as e:
-        raise UserError(f"cannot write to --workdir={workdir}: {e.strerror}") from e
-    except ValueError as e:
-        raise UserError(f"{path} cannot be read ({e}): remove it, and the same command continues") from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,14 +243,14 @@ class _Loop:
         )
 
 
-def _conclusion(workdir: Path, outcome: Outcome) -> str:
+def _conclusion(folder: Workdir, outcome: Outcome) -> str:
     if outcome.signal:
         name = signal.Signals(outcome.signal).name
         return f"stopped by {name} after step {outcome.step}, saved: the same command continues from here"
     return "\n".join(
         (
             f"done: {format_metrics(outcome.metrics)}",
-            f"curves: {workdir}/curves.png, or tensorboard --logdir {workdir}",
-            f"use it: python -m vit_jax.cli.predict {workdir} IMAGE",
+            f"curves: {folder.curves}, or tensorboard --logdir {folder.path}",
+            f"use it: python -m vit_jax.cli.predict {folder.path} IMAGE",
         )
     )
