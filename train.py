@@ -10,7 +10,7 @@ from typing import Any, cast
 from vit_jax import config, fields, sections
 from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
-from vit_jax.run import sweep_points as grid
+from vit_jax.run import sweep_points
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
 EXAMPLES = """examples:
@@ -34,7 +34,7 @@ def main() -> int:
     args, rest = parser.parse_known_args()
     _check(args)
     workdir = cast(Path, args.workdir)
-    points = grid.points(args.sweep)
+    points = sweep_points.points(args.sweep)
     configs = [_config(args, [*rest, *point.arguments]) for point in points]
 
     import jax  # after parsing: --help stays quick
@@ -49,8 +49,8 @@ def main() -> int:
     if args.plan:
         return _plan(configs[0], args)
     if args.sweep:
-        grid_of = list(zip(points, configs, strict=True))
-        ended_by = sweep.run(grid_of, workdir, index=args.sweep_index, compiled=compiled)
+        runs = list(zip(points, configs, strict=True))
+        ended_by = sweep.run(runs, workdir, index=args.sweep_index, compiled=compiled)
     else:
         accept = args.config_change == "accept"
         ended_by = loop.run(configs[0], workdir, accept_change=accept, compiled=compiled).signal

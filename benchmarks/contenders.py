@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vit_jax.models import build, stack
-from vit_jax.sections import Model, Optim, Preprocess
+from vit_jax.sections import Model, Optim, Preprocess, Train
 from vit_jax.training import optim, step
 
 INFERENCE = "inference"
@@ -96,9 +96,9 @@ def trainer(cfg: Model, optimizer: Optim, *, scan: bool = False, remat: str = "n
         params = build.init(model, jax.random.key(0), image_hw=cfg.image_hw, channels=3)
         return step.init_state(stack.stack(params) if scan else params, rule)
 
-    update = functools.partial(
-        step.train_step, model=model, optimizer=rule, preprocess=Preprocess(), seed=0, log_every=50
-    )
+    train = Train(steps=1_000_000, log_every=50)
+    recipe = step.Recipe(model=model, optimizer=rule, preprocess=Preprocess(), seed=0, train=train)
+    update = functools.partial(step.train_step, recipe=recipe)
     return jax.jit(update, donate_argnums=0), jax.jit(init)
 
 

@@ -28,8 +28,8 @@ import jax
 from vit_jax.config import from_command_line
 from vit_jax.data import loader, sources
 from vit_jax.run import loop, restart
-from vit_jax.run import setup as jobs
 from vit_jax.run.checkpoint import steps_in
+from vit_jax.run.setup import Splits, set_up
 from vit_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parent.parent
@@ -117,18 +117,20 @@ def step_alone(config: str, fields: list[str]) -> NoReturn:
     cfg = from_command_line(config, fields)
     compiled = restart.after_compiling(cfg.device)  # as train.py does
     mesh = meshes.make(cfg.device, cfg.fsdp)
-    data = jobs.Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     size = cfg.train.batch_size
     with jax.set_mesh(mesh):
-        job = jobs.make(cfg, mesh, data)
-        jobs.compile_ahead(job, fresh=True)
+        setup = set_up(cfg, mesh, data)
+        setup.compile_ahead(fresh=True)
         compiled(Path("step_alone"))
         rows = meshes.host_rows(size, mesh)
-        batches = loader.TrainBatches(data.train, cfg.data, job.spec.model.image_hw, size, cfg.seed, 1, rows)
-        batch, state = meshes.to_devices(batches[0], size, mesh), job.init()
+        batches = loader.TrainBatches(
+            data.train, cfg.data, setup.spec.model.image_hw, size, cfg.seed, 1, rows
+        )
+        batch, state = meshes.to_devices(batches[0], size, mesh), setup.init()
         sent: deque[jax.Array] = deque()
         while True:
-            state, halted = job.step(state, batch)
+            state, halted = setup.step(state, batch, None)
             sent.append(halted)
             if len(sent) > loop.SENT_AHEAD:
                 jax.block_until_ready(sent.popleft())

@@ -43,13 +43,18 @@ def run(cfg, *, every=True):
     params = jax.tree.map(lambda x: x * np.float32(0.2), params)
     image = np.random.default_rng(1).normal(size=(2, 24, 32, 3)).astype(np.float32)
     maps = jax.jit(lambda p, x: attention.capture(cfg, p, x, every=every))(params, image)
-    return maps, jax.jit(model.apply)({"params": params}, image), (model, params, image)
+    logits = jax.jit(lambda p, x: model.apply({"params": p}, x, mutable=["intermediates"])[0])(params, image)
+    return maps, logits, (model, params, image)
 
 
 @pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
 def test_logits_are_the_same_bits_and_rows_sum_to_one(cfg):
-    maps, logits, _ = run(cfg)
-    np.testing.assert_array_equal(maps.logits, logits)
+    maps, logits, (model, params, image) = run(cfg)
+    np.testing.assert_array_equal(maps.logits, logits)  # both of whole blocks
+    # Without a capture the last block may compute fewer tokens: the same sums in products of other shapes,
+    # rounded to 8 bits in bfloat16.
+    plain = jax.jit(model.apply)({"params": params}, image)
+    np.testing.assert_allclose(plain, logits, rtol=1e-5, atol=2e-2 if cfg.dtype == "bfloat16" else 1e-6)
     # A sum of float32 quotients, or of quotients rounded to 8 bits.
     atol = 2e-2 if cfg.dtype == "bfloat16" else 1e-6
     np.testing.assert_allclose(maps.layers.sum(axis=-1), 1.0, rtol=0, atol=atol)

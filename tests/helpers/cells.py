@@ -19,8 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.run import distributed
-from vit_jax.run import setup as jobs
-from vit_jax.run.setup import Splits
+from vit_jax.run.setup import Splits, set_up
 from vit_jax.training import mesh as meshes
 
 STEPS = 20
@@ -44,14 +43,14 @@ def losses(path, mesh, scan, remat, parts):
         lambda b: 1000 * b.image.astype(jnp.int32).sum((1, 2, 3)) + b.label, out_shardings=everywhere
     )
     with jax.set_mesh(mesh):
-        job = jobs.make(cfg, mesh, data)
-        state, found, order = job.init(), [], []
+        setup = set_up(cfg, mesh, data)
+        state, found, order = setup.init(), [], []
         rows = meshes.host_rows(size, mesh)
         batches = loader.TrainBatches(data.train, cfg.data, (8, 8), size, 0, STEPS, rows)
         for step in range(STEPS):
             batch = meshes.to_devices(batches[step], size, mesh)
             order.append(np.asarray(tell(batch)).tolist())
-            state, _ = job.step(state, batch)
+            state, _ = setup.step(state, batch, None)
             found.append(float(state.window.loss) / size)
     return found, order, state
 

@@ -17,10 +17,8 @@ from runs import tiny
 from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
-from vit_jax.run import checkpoint, loop, plan, rerun, sweep
-from vit_jax.run import setup as jobs
-from vit_jax.run import sweep_points as grid
-from vit_jax.run.setup import Splits
+from vit_jax.run import checkpoint, loop, plan, rerun, sweep, sweep_points
+from vit_jax.run.setup import Splits, set_up
 from vit_jax.training import mesh as meshes
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
@@ -61,7 +59,7 @@ def test_a_plan_foretells_the_run(digits):
 
 def test_remedies_are_tried_up_to_the_first_that_fits(digits, monkeypatch):
     needs = iter((1000, 900, 400, 1))
-    monkeypatch.setattr(plan, "memory_bytes", lambda job: next(needs))
+    monkeypatch.setattr(plan, "memory_bytes", lambda setup: next(needs))
     told = plan.make(config.apply(tiny(), ["--config.model.width=64"]), digits, limit_bytes=500)
     assert [(r["memory_per_device_bytes"], r["fits"]) for r in told.remedies] == [(900, False), (400, True)]
     assert plan.show(told).endswith(", fits")
@@ -75,12 +73,12 @@ def test_a_plan_foretells_the_memory_of_the_program_that_trains(digits, fields):
     mesh = meshes.make(cfg.device, cfg.fsdp)
     size = cfg.train.batch_size
     with jax.set_mesh(mesh):
-        job = jobs.make(cfg, mesh, digits)
-        state = job.init()
+        setup = set_up(cfg, mesh, digits)
+        state = setup.init()
         rows = meshes.host_rows(size, mesh)
         batches = loader.TrainBatches(digits.train, cfg.data, (8, 8), size, 0, 1, rows)
         batch = meshes.to_devices(batches[0], size, mesh)
-        m = job.lower(state, batch).compile().memory_analysis()
+        m = setup.step.lower(state, batch, None).compile().memory_analysis()
         # What the arrays really take, the state's in place of the result's, and the program's scratch.
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state, batch)))
     own = held + m.temp_size_in_bytes
@@ -89,7 +87,7 @@ def test_a_plan_foretells_the_memory_of_the_program_that_trains(digits, fields):
 
 def test_a_sweep_is_a_grid_of_fields(tmp_path):
     (tmp_path / "grid.txt").write_text("config.seed=0,1\n\n")
-    points = grid.points(["config.optim.lr=1e-3,3e-3", str(tmp_path / "grid.txt")])
+    points = sweep_points.points(["config.optim.lr=1e-3,3e-3", str(tmp_path / "grid.txt")])
     assert [p.name for p in points] == [
         "000_lr=1e-3_seed=0",
         "001_lr=1e-3_seed=1",
@@ -97,7 +95,7 @@ def test_a_sweep_is_a_grid_of_fields(tmp_path):
         "003_lr=3e-3_seed=1",
     ]
     assert points[3].arguments == ("--config.optim.lr=3e-3", "--config.seed=1")
-    assert [p.arguments for p in grid.points([])] == [()]
+    assert [p.arguments for p in sweep_points.points([])] == [()]
 
 
 @pytest.mark.parametrize(
@@ -111,13 +109,15 @@ def test_a_sweep_is_a_grid_of_fields(tmp_path):
 )
 def test_a_sweep_that_is_none_is_refused(texts, message):
     with pytest.raises(UserError, match=message):
-        grid.points(texts)
+        sweep_points.points(texts)
 
 
 @pytest.mark.slow
 def test_a_sweep_trains_ranks_and_skips_what_is_finished(tmp_path, capsys):
     cfg = tiny(steps=6, eval_every=0)
-    points = [(p, config.apply(cfg, list(p.arguments))) for p in grid.points(["config.optim.lr=1e-2,1e9"])]
+    points = [
+        (p, config.apply(cfg, list(p.arguments))) for p in sweep_points.points(["config.optim.lr=1e-2,1e9"])
+    ]
     with pytest.raises(UserError, match="sweep_index=2 is not one of the 2 runs"):
         sweep.run(points, tmp_path, index=2)
     assert sweep.run(points, tmp_path, index=0) is None
@@ -134,7 +134,7 @@ def test_a_sweep_trains_ranks_and_skips_what_is_finished(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_sweep_trains_on_what_was_interrupted(tmp_path, capsys, monkeypatch):
     cfg = tiny(steps=6, eval_every=0)
-    points = [(p, config.apply(cfg, list(p.arguments))) for p in grid.points(["config.seed=0,1"])]
+    points = [(p, config.apply(cfg, list(p.arguments))) for p in sweep_points.points(["config.seed=0,1"])]
     second = tmp_path / points[1][0].name
     stops = loop.distributed.stop_signals
 
@@ -204,6 +204,6 @@ def test_after_a_run_that_failed_no_process_starts_again(tmp_path, monkeypatch):
         return loop.Outcome(1, {}, None)
 
     monkeypatch.setattr(sweep.loop, "run", run)
-    points = [(point, None) for point in grid.points(["config.seed=0,1,2"])]
+    points = [(point, None) for point in sweep_points.points(["config.seed=0,1,2"])]
     sweep.run(points, tmp_path, compiled=lambda workdir: again.append(workdir.name))
     assert again == ["000_seed=0", "001_seed=1"]

@@ -43,7 +43,7 @@ def test_a_run_starts_again_once_if_it_had_to_compile(tmp_path):
     before, after = (
         re.findall(r"Compiling jit\((.*?)\)", "".join(x)) for x in (second[:starts], second[starts:])
     )
-    assert "step_and_tell" in before
+    assert "step_and_halted" in before
     assert not after
 
 

@@ -23,8 +23,7 @@ from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.run import checkpoint, loop
-from vit_jax.run import setup as jobs
-from vit_jax.run.setup import Splits
+from vit_jax.run.setup import Setup, Splits
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 
@@ -317,7 +316,7 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_finished_run_and_a_bad_init_wait_for_no_compiler(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "compile_ahead", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(Setup, "compile_ahead", lambda *_, **__: pytest.fail("compiled"))
     workdir, outcome = trained
     assert loop.run(tiny(), workdir).metrics == outcome.metrics
     cfg = config.apply(tiny(), [f"--config.init={tmp_path}/none.npz"])

@@ -17,7 +17,7 @@ from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import checkpoint, diagnose, loop
-from vit_jax.sections import Optim, Preprocess
+from vit_jax.sections import Optim, Preprocess, Train
 from vit_jax.training import optim
 from vit_jax.training import step as steps
 
@@ -29,8 +29,12 @@ def fixed():
     """(state, step of some settings, what is common to them)."""
     model, optimizer = build.build(TINY), optim.make(Optim(name="sgd", lr=0.01), 100)
     params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
-    common = {"model": model, "optimizer": optimizer, "preprocess": Preprocess(), "seed": 0, "log_every": 9}
-    step = lambda **extra: jax.jit(functools.partial(steps.train_step, **common, **extra))
+    common = {"model": model, "optimizer": optimizer, "preprocess": Preprocess(), "seed": 0}
+
+    def step(**extra):
+        recipe = steps.Recipe(**common, train=Train(steps=100, log_every=9, **extra))
+        return jax.jit(functools.partial(steps.train_step, recipe=recipe))
+
     return steps.init_state(params, optimizer), step
 
 
@@ -88,15 +92,15 @@ def test_example_ids_are_those_that_the_loader_reads(repeats):
 
 @pytest.mark.parametrize("scan", ["false", "true"])
 def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_path, monkeypatch, scan):
-    begin = loop.start.begin
+    begin = loop.first_state.begin
 
-    def injected(checkpoints, job, weights):
-        state, metrics = begin(checkpoints, job, weights)
-        written_out = job.unpack(state)
+    def injected(checkpoints, setup, weights):
+        state, metrics = begin(checkpoints, setup, weights)
+        written_out = setup.forms.unpack(state)
         written_out.params["block_3"]["mlp"]["down"]["bias"] *= jnp.nan
-        return job.pack(written_out), metrics
+        return setup.forms.pack(written_out), metrics
 
-    monkeypatch.setattr(loop.start, "begin", injected)
+    monkeypatch.setattr(loop.first_state, "begin", injected)
     cfg = config.apply(tiny(), ["--config.model.depth=6", f"--config.train.scan={scan}"])
     with pytest.raises(UserError, match=r"step 0 is not.*first in block_3/mlp/down; examples \[\d+, ") as e:
         loop.run(cfg, tmp_path)

@@ -13,9 +13,9 @@ from batches import make_batch
 
 from vit_jax.data.loader import Batch
 from vit_jax.models import build
-from vit_jax.sections import Loss, Optim, Preprocess
+from vit_jax.sections import Loss, Optim, Preprocess, Train
 from vit_jax.training import losses, mixing, optim
-from vit_jax.training.step import Examples, Teacher, init_state, prepare, train_step, training_sums
+from vit_jax.training.step import Examples, Recipe, Teacher, init_state, prepare, train_step, training_sums
 
 TINY = dataclasses.replace(TWO_BLOCKS, depth=1)
 SGD = Optim(name="sgd", lr=0.05, momentum=0.5, schedule="constant")
@@ -23,13 +23,15 @@ ROUNDING = 1e-6  # float32 on both sides: a few units in the last place
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
-def run(model_cfg=TINY, steps=3, rule=SGD, **extra):
+def run(model_cfg=TINY, steps=3, rule=SGD, micro_batches=1, teacher_params=None, **extra):
     """The states after each of some compiled steps."""
     model, optimizer = build.build(model_cfg), optim.make(rule, 10)
     params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
-    fixed = {"model": model, "optimizer": optimizer, "preprocess": Preprocess(), "seed": 0, "log_every": 100}
-    step = jax.jit(functools.partial(train_step, **fixed, **extra))
-    states = [init_state(params, optimizer, ema=bool(extra.get("ema")))]
+    train = Train(steps=10, log_every=100, micro_batches=micro_batches)
+    common = {"model": model, "optimizer": optimizer, "preprocess": Preprocess(), "seed": 0}
+    recipe = Recipe(**common, train=train, optim=rule, **extra)
+    step = jax.jit(functools.partial(train_step, teacher_params=teacher_params, recipe=recipe))
+    states = [init_state(params, optimizer, ema=bool(rule.ema))]
     for i in range(steps):
         states.append(step(states[-1], make_batch(i)))
     return states
@@ -152,7 +154,7 @@ def test_micro_batches_give_the_numbers_of_the_whole_batch(loss):
 
 
 def test_the_running_mean_is_its_formula():
-    states = run(ema=0.9)
+    states = run(rule=dataclasses.replace(SGD, ema=0.9))
     mean = jax.device_get(states[0].params)
     for state in states[1:]:
         mean = jax.tree.map(lambda m, p: 0.9 * m + 0.1 * np.float64(p), mean, jax.device_get(state.params))
@@ -170,9 +172,9 @@ def test_sam_takes_the_gradient_at_the_sharpest_point():
     def descent(params, batch: Batch):
         """The gradient, as the difference that plain SGD makes."""
         tx = optim.make(plain, 10)
-        step = functools.partial(
-            train_step, model=model, optimizer=tx, preprocess=Preprocess(), seed=0, log_every=9
-        )
+        train = Train(steps=10, log_every=9)
+        recipe = Recipe(model=model, optimizer=tx, preprocess=Preprocess(), seed=0, train=train)
+        step = functools.partial(train_step, recipe=recipe)
         after = jax.jit(step)(init_state(params, tx), batch).params
         return jax.tree.map(lambda a, b: (a - b) / rate, params, after)
 
@@ -180,5 +182,5 @@ def test_sam_takes_the_gradient_at_the_sharpest_point():
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
     worst = jax.tree.map(lambda p, g: p + rho * g / norm, params, grads)
     wanted = jax.tree.map(lambda p, g: p - rate * g, params, descent(worst, batch))
-    got = run(steps=1, rule=plain, sam_rho=rho)[-1].params
+    got = run(steps=1, rule=dataclasses.replace(plain, sam_rho=rho))[-1].params
     close(got, wanted, atol=2e-6)  # the differences lose digits of the parameters

@@ -18,9 +18,8 @@ from runs import CONFIG_FILE, read_until, tiny
 from vit_jax import config
 from vit_jax.data import sources
 from vit_jax.run import checkpoint
-from vit_jax.run import setup as jobs
 from vit_jax.run.distributed import expected
-from vit_jax.run.setup import Splits
+from vit_jax.run.setup import Splits, set_up
 
 DEVICES = {"1 device": (1, 1), "8 data": (8, 1), "2x4 fsdp": (8, 4)}  # of this process: devices, fsdp
 PROCESSES = {"2 processes": (2, 1), "4 processes, 2x2 fsdp": (4, 2)}  # a device each: processes, fsdp
@@ -91,7 +90,7 @@ def test_fsdp_divides_the_bytes_that_a_device_holds(scan):
     for fsdp in (1, 4):
         mesh = mesh_of(8, fsdp)
         with jax.set_mesh(mesh):
-            state = jobs.make(cfg, mesh, data).init()
+            state = set_up(cfg, mesh, data).init()
         a_device = held_bytes((state.params, state.opt_state, state.ema))
         assert len(a_device) == 8
         assert len(set(a_device.values())) == 1  # none holds more than the others

@@ -13,10 +13,10 @@ from batches import TINY, make_batch
 from vit_jax.data.loader import Batch
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.sections import Optim, Preprocess
+from vit_jax.sections import Optim, Preprocess, Train
 from vit_jax.training import losses, optim
 from vit_jax.training import mesh as meshes
-from vit_jax.training.step import State, init_state, normalise, train_step
+from vit_jax.training.step import Recipe, State, init_state, normalise, train_step
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
@@ -31,9 +31,9 @@ def run_steps(model_cfg=TINY, mesh=None, steps=5, optim_cfg=None):
     mesh = mesh or one_device_mesh()
     model = build.build(model_cfg)
     optimizer = optim.make(optim_cfg or Optim(lr=1e-2, warmup_steps=2, weight_decay=0.1, clip_norm=1.0), 10)
-    step = functools.partial(
-        train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=100
-    )
+    train = Train(steps=10, log_every=100)
+    recipe = Recipe(model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, train=train)
+    step = functools.partial(train_step, recipe=recipe)
 
     def init():
         params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
@@ -81,9 +81,9 @@ def test_normalise_is_the_official_one():
 def test_padding_rows_change_neither_loss_nor_gradient():
     model, optimizer = build.build(TINY), optim.make(Optim(lr=0.1, name="sgd"), 10)
     params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
-    step = functools.partial(
-        train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=1
-    )
+    train = Train(steps=10, log_every=1)
+    recipe = Recipe(model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, train=train)
+    step = functools.partial(train_step, recipe=recipe)
     full = make_batch(rows=4)
     padded = Batch(
         np.concatenate([full.image, np.full_like(full.image, 200)]),
@@ -128,9 +128,9 @@ def test_the_window_restarts_after_each_log_line():
     model, optimizer = build.build(TINY), optim.make(Optim(), 10)
     params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=3)
     state = init_state(params, optimizer)
-    step = functools.partial(
-        train_step, model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, log_every=2
-    )
+    train = Train(steps=10, log_every=2)
+    recipe = Recipe(model=model, optimizer=optimizer, preprocess=Preprocess(), seed=0, train=train)
+    step = functools.partial(train_step, recipe=recipe)
     step, weights = jax.jit(step), []
     for i in range(5):
         state = step(state, make_batch(i))

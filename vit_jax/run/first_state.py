@@ -1,4 +1,4 @@
-"""The state that a run begins with: restored, from other weights, or fresh; and what of it is kept."""
+"""The state that a run begins with: restored, from other weights, or fresh; and its form in checkpoints."""
 
 from typing import Any
 
@@ -8,66 +8,80 @@ import jax.numpy as jnp
 from vit_jax.config import to_dict
 from vit_jax.run import provenance, refs
 from vit_jax.run.checkpoint import Checkpoints
-from vit_jax.run.setup import Job
+from vit_jax.run.setup import Setup
+from vit_jax.sections import Config
 from vit_jax.training.step import State
 from vit_jax.weights.adapt import Weights
 
 
 def begin(
-    checkpoints: Checkpoints, job: Job, weights: Weights | None = None
+    checkpoints: Checkpoints, setup: Setup, weights: Weights | None = None
 ) -> tuple[State, dict[str, float]]:
-    """(state, metrics of the last evaluation) to go on from; `weights` are those of `read_init`, if read.
+    """The first state and the metrics of the last evaluation; `weights` are those of `read_init`, if read.
 
     Raises UserError for weights that do not fit.
     """
-    return _restore(checkpoints, job) or _fresh(job, checkpoints.notices, weights)
+    return _restore(checkpoints, setup) or _fresh(setup, checkpoints.notices, weights)
 
 
-def read_init(job: Job) -> Weights:
-    """What `init` of the config names, for the run's model. Raises UserError for weights that do not fit."""
-    cfg, spec = job.cfg, job.spec
+def read_init(setup: Setup) -> Weights:
+    """The weights that `init` names, for the run's model. Raises UserError if they do not fit."""
+    cfg, spec = setup.cfg, setup.spec
     return refs.read_for(
         spec.model, cfg.init, channels=spec.preprocess.channels, posemb_method=cfg.init_posemb
     )
 
 
-def trees(job: Job, state: State) -> dict[str, Any]:
-    """What a checkpoint holds of the state."""
-    written = job.unpack(state)
-    return {"params": written.params, "rest": rest(written)}
+def read_teacher(cfg: Config) -> Weights | None:
+    """The weights that `loss.teacher` names, for images of the run's size. Raises UserError."""
+    if not cfg.loss.teacher:
+        return None
+    size = cfg.model.image_size
+    return refs.read(cfg.loss.teacher, image_size=size, posemb_method=cfg.init_posemb)[0]
+
+
+def trees(setup: Setup, state: State) -> dict[str, Any]:
+    """The arrays of the state that a checkpoint holds."""
+    stored = setup.forms.unpack(state)
+    return {"params": stored.params, "rest": rest(stored)}
 
 
 def rest(state: State) -> dict[str, Any]:
-    """What a checkpoint holds of the state beside parameters and step."""
+    """The arrays of the state that a checkpoint holds beside parameters and step."""
     kept = {"opt_state": state.opt_state, "window": state.window, "guard": state.guard}
     return kept if state.ema is None else kept | {"ema": state.ema}
 
 
-def record(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
-    """What a checkpoint tells of the run that it is from."""
-    own = {"config": to_dict(job.cfg), "spec": to_dict(job.spec), "steps": job.steps, "metrics": metrics}
+def record(setup: Setup, metrics: dict[str, float]) -> dict[str, Any]:
+    """The description of the run that a checkpoint holds: config, spec, length, metrics, provenance."""
+    own = {
+        "config": to_dict(setup.cfg),
+        "spec": to_dict(setup.spec),
+        "steps": setup.steps,
+        "metrics": metrics,
+    }
     return own | provenance.collect()
 
 
-def _fresh(job: Job, notices: list[str], weights: Weights | None) -> tuple[State, dict[str, float]]:
-    cfg, spec = job.cfg, job.spec
+def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[State, dict[str, float]]:
+    cfg, spec = setup.cfg, setup.spec
     if not cfg.init:
-        return job.init(), {}
-    weights = weights or read_init(job)
+        return setup.init(), {}
+    weights = weights or read_init(setup)
     notices.append(str(weights.report))
     if (weights.preprocess.mean, weights.preprocess.std) != (spec.preprocess.mean, spec.preprocess.std):
         notices.append(
             f"note: init was trained with mean {weights.preprocess.mean}, std {weights.preprocess.std}"
         )
-    return job.adopt(weights.params), {}
+    return setup.adopt(weights.params), {}
 
 
-def _restore(checkpoints: Checkpoints, job: Job) -> tuple[State, dict[str, float]] | None:
-    like = job.stored
+def _restore(checkpoints: Checkpoints, setup: Setup) -> tuple[State, dict[str, float]] | None:
+    like = setup.forms.stored
     found = checkpoints.restore(params=like.params, rest=rest(like))
     if found is None:
         return None
-    told, trees = found
-    step = jax.device_put(jnp.int32(told["step"]), like.step.sharding)
+    record, trees = found
+    step = jax.device_put(jnp.int32(record["step"]), like.step.sharding)
     state = State(**({"step": step, "params": trees["params"], "ema": None} | trees["rest"]))
-    return job.pack(state), told["metrics"]
+    return setup.forms.pack(state), record["metrics"]

@@ -1,37 +1,32 @@
 """The one orchestrator: config and work directory in, trained and evaluated checkpoints out."""
 
 import dataclasses
-import errno
-import json
-import os
+import functools
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import differences, parse, to_dict
-from vit_jax.data import loader, sources
+from vit_jax.data import cache, loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.run import diagnose, distributed
-from vit_jax.run import first_state as start
-from vit_jax.run import setup as jobs
+from vit_jax.run import diagnose, distributed, first_state
 from vit_jax.run.checkpoint import Best, Checkpoints, compile_digests, steps_in
 from vit_jax.run.clock import Clock
 from vit_jax.run.report import Reporter
-from vit_jax.run.setup import Job, Splits
+from vit_jax.run.setup import Setup, Splits, set_up
+from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.step import State
 
 SENT_AHEAD = 4  # steps: the devices never wait for the host, and batches do not pile up in their memory
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Outcome(NamedTuple):
@@ -61,74 +56,41 @@ def run(
     if primary:
         print(f"device: {meshes.describe(mesh)}", flush=True)
     data = data or Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
-    with jax.set_mesh(mesh), _room_in(workdir), _memory_for(cfg), ExitStack() as stack:
-        job = jobs.make(cfg, mesh, data)
-        claim(workdir, cfg, accept_change=accept_change)
-        stack.enter_context(_alone_in(workdir))
-        folder = workdir / "checkpoints"
-        done = steps_in(folder)
-        weights = start.read_init(job) if cfg.init and not done else None
-        if not done or done[-1] < job.steps:
-            jobs.compile_ahead(job, fresh=not (cfg.init or done))
-            compile_digests(start.trees(job, job.stored))
+    teacher = first_state.read_teacher(cfg)
+    folder = Workdir(workdir)
+    with jax.set_mesh(mesh), folder.room(), _memory_for(cfg), ExitStack() as stack:
+        setup = set_up(cfg, mesh, data, teacher)
+        data = _cached(data, setup)
+        teacher_params = teacher and jax.device_put(teacher.params, meshes.shardings(teacher.params, mesh))
+        folder.claim(cfg, accept_change=accept_change)
+        stack.enter_context(folder.alone())
+        done = steps_in(folder.checkpoints)
+        weights = first_state.read_init(setup) if cfg.init and not done else None
+        if not done or done[-1] < setup.steps:
+            setup.compile_ahead(fresh=not (cfg.init or done))
+            compile_digests(first_state.trees(setup, setup.forms.stored))
             compiled(workdir)
-        checkpoints = Checkpoints(folder, keep=cfg.train.keep)
-        best = Best(workdir / "best")
-        state, metrics = start.begin(checkpoints, job, weights)
+        checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
+        best = Best(folder.best)
+        state, metrics = first_state.begin(checkpoints, setup, weights)
         if not int(state.step):
             best.begin_anew()
-        with Reporter(workdir, step=int(state.step), steps=job.steps, active=primary) as report:
-            loop = _Loop(job, checkpoints, best, report)
+        with Reporter(workdir, step=int(state.step), steps=setup.steps, active=primary) as report:
+            loop = _Loop(setup, data, teacher_params, checkpoints, best, report)
             loop.introduce(int(state.step))
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, metrics, stop)
                 checkpoints.close()
                 best.close()
             report.curves()
-            report.say(_conclusion(workdir, outcome))
+            report.say(_conclusion(folder, outcome))
     return outcome
 
 
-@contextmanager
-def _room_in(workdir: Path) -> Iterator[None]:
-    """Raises UserError where the disk of `workdir` takes no more, whatever was being written."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in NO_ROOM:
-            raise
-        raise UserError(
-            f"cannot write to {workdir} ({e.strerror}): earlier checkpoints are intact; "
-            "make room, and the same command continues"
-        ) from e
-
-
-@contextmanager
-def _alone_in(workdir: Path) -> Iterator[None]:
-    """Raises UserError while another process trains there, where the file system has locks."""
-    held = None
-    if jax.process_index() == 0:
-        with suppress(ImportError, OSError):
-            held = _lock(workdir)
-    try:
-        yield
-    finally:
-        if held is not None:
-            os.close(held)
-
-
-def _lock(workdir: Path) -> int:
-    import fcntl  # not everywhere
-
-    folder = os.open(workdir, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        os.close(folder)
-        if e.errno != errno.EWOULDBLOCK:
-            raise
-        raise UserError(f"another process trains in {workdir}: use another --workdir, or wait") from e
-    return folder
+def _cached(data: Splits, setup: Setup) -> Splits:
+    """The splits with `data.cache_gib` of each kept in memory."""
+    keep = functools.partial(cache.keep, cfg=setup.cfg.data, image_hw=setup.spec.model.image_hw)
+    return Splits(keep(data.train, train=True), keep(data.eval, train=False))
 
 
 @contextmanager
@@ -147,63 +109,48 @@ def _memory_for(cfg: Config) -> Iterator[None]:
         ) from e
 
 
-def claim(workdir: Path, cfg: Config, *, accept_change: bool) -> None:
-    """Make `workdir` this config's own. Raises UserError if it is another's, or cannot be written."""
-    path = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        changes = differences(parse(json.loads(path.read_text())), cfg) if path.exists() else []
-        if changes and not accept_change:
-            raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(changes)}): "
-                "use another --workdir, or continue it anyway with --config_change=accept"
-            )
-        if jax.process_index() == 0:
-            part = path.with_suffix(".tmp")
-            part.write_text(json.dumps(to_dict(cfg), indent=1))
-            part.replace(path)
-    except OSError as e:
-        raise UserError(f"cannot write to --workdir={workdir}: {e.strerror}") from e
-    except ValueError as e:
-        raise UserError(f"{path} cannot be read ({e}): remove it, and the same command continues") from e
-
-
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    job: Job
+    setup: Setup
+    data: Splits
+    teacher_params: Any
     checkpoints: Checkpoints
     best: Best
     report: Reporter
 
     def introduce(self, step: int) -> None:
         """What is about to happen, after what was noticed on the way here."""
-        job, say = self.job, self.report.say
+        setup, say = self.setup, self.report.say
         for notice in (*self.checkpoints.notices, *self.best.notices):
             say(notice)
-        model, train = job.spec.model, job.cfg.train
-        say(f"model: {build.count(job.abstract.params):,} parameters, {model.classes} classes, {model.dtype}")
-        say(f"data: {job.data.train.size:,} training and {job.data.eval.size:,} evaluation examples")
+        model, train = setup.spec.model, setup.cfg.train
+        parameters = build.count(setup.forms.packed.params)
+        say(f"model: {parameters:,} parameters, {model.classes} classes, {model.dtype}")
+        say(f"data: {self.data.train.size:,} training and {self.data.eval.size:,} evaluation examples")
         begins = f"continues after step {step}" if step else "starts"
-        epochs = job.steps * train.batch_size / job.data.train.size
-        say(f"run: {begins}, ends at step {job.steps} ({epochs:.1f} epochs of batches of {train.batch_size})")
+        epochs = setup.steps * train.batch_size / self.data.train.size
+        span = f"ends at step {setup.steps} ({epochs:.1f} epochs of batches of {train.batch_size})"
+        say(f"run: {begins}, {span}")
 
     def train(self, state: State, metrics: dict[str, float], stop: Callable[[int], int | None]) -> Outcome:
         """Steps until the end or a signal; saves before it returns."""
-        job, cfg = self.job, self.job.cfg.train
+        setup, cfg = self.setup, self.setup.cfg.train
         step = saved = int(state.step)
-        stream = loader.iterate(self._batches(), job.cfg.data, start=step)
+        stream = loader.iterate(self._batches(), setup.cfg.data, start=step)
         clock = Clock(step)
         sent: deque[jax.Array] = deque()  # whether the run must stop, of steps that may not be done yet
         stopped = None
-        while step < job.steps and not (stopped := stop(step)):
+        while step < setup.steps and not (stopped := stop(step)):
             with clock.waiting():
                 batch = next(stream)
-            state, halted = job.step(state, meshes.to_devices(batch, cfg.batch_size, job.mesh))
+            state, halted = setup.step(
+                state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), self.teacher_params
+            )
             sent.append(halted)
             if len(sent) > SENT_AHEAD and float(sent.popleft()):
                 self._halt(state, metrics)
             step += 1
-            last = step == job.steps
+            last = step == setup.steps
             if self._due(step) and float(halted):
                 self._halt(state, metrics)
             if last or step % cfg.log_every == 0:
@@ -223,20 +170,20 @@ class _Loop:
 
     def _due(self, step: int) -> bool:
         """Whether anything is told or kept of a step."""
-        cfg = self.job.cfg.train
+        cfg = self.setup.cfg.train
         often = (cfg.log_every, cfg.checkpoint_every, cfg.eval_every)
-        return step == self.job.steps or any(n and step % n == 0 for n in often)
+        return step == self.setup.steps or any(n and step % n == 0 for n in often)
 
     def _halt(self, state: State, metrics: dict[str, float]) -> NoReturn:
         """Save the state, which is that before the bad step, and raise UserError with its story."""
-        job, step, size = self.job, int(state.step), self.job.cfg.train.batch_size
+        setup, step, size = self.setup, int(state.step), self.setup.cfg.train.batch_size
         state = state._replace(guard=jax.tree.map(jnp.zeros_like, state.guard))
         if step not in steps_in(self.checkpoints.directory):
             self._save(state, step, metrics)
         batches = self._batches()
-        batch, ids = meshes.to_devices(batches[step], size, job.mesh), batches.ids(step)
-        params = job.unpack(state.params)
-        where = diagnose.explain(build.build(job.spec.model), params, batch, job.spec.preprocess)
+        batch, ids = meshes.to_devices(batches[step], size, setup.mesh), batches.ids(step)
+        params = setup.forms.unpack(state.params)
+        where = diagnose.explain(build.build(setup.spec.model), params, batch, setup.spec.preprocess)
         self.report.say(f"examples of the batch of step {step}: {ids}")
         self.checkpoints.close()
         raise UserError(
@@ -246,15 +193,15 @@ class _Loop:
         )
 
     def _batches(self) -> loader.TrainBatches:
-        job, size = self.job, self.job.cfg.train.batch_size
-        rows = meshes.host_rows(size, job.mesh)
-        image_hw, seed = job.spec.model.image_hw, job.cfg.seed
-        return loader.TrainBatches(job.data.train, job.cfg.data, image_hw, size, seed, job.steps, rows)
+        setup, size = self.setup, self.setup.cfg.train.batch_size
+        rows = meshes.host_rows(size, setup.mesh)
+        image_hw, seed = setup.spec.model.image_hw, setup.cfg.seed
+        return loader.TrainBatches(self.data.train, setup.cfg.data, image_hw, size, seed, setup.steps, rows)
 
     def _log(self, state: State, step: int, clock: Clock) -> None:
         loss, top1, _, weight = map(float, jax.device_get(state.window))
-        rates = clock.read(step, self.job.cfg.train.batch_size)
-        lr = float(self.job.schedule(step - 1))
+        rates = clock.read(step, self.setup.cfg.train.batch_size)
+        lr = float(self.setup.schedule(step - 1))
         skipped = int(state.guard.skipped)
         weight = max(weight, 1.0)  # of skipped steps alone there is nothing to tell
         values = {"train/loss": loss / weight, "train/top1": top1 / weight, "train/lr": lr, **rates}
@@ -262,7 +209,7 @@ class _Loop:
         self.report.record(step, values)
         text = f"loss {loss / weight:.4f}  accuracy {top1 / weight:.2%}"
         speed = f"{rates['train/images_per_s']:,.0f} images/s"
-        self.report.advance(step, f"step {step}/{self.job.steps}  {text}  {speed}")
+        self.report.advance(step, f"step {step}/{self.setup.steps}  {text}  {speed}")
 
     def _evaluate(self, state: State, step: int) -> dict[str, float]:
         """Measure the evaluation split, and keep the parameters if none before were better.
@@ -276,28 +223,34 @@ class _Loop:
                 best_metrics, best_params = metrics, params
         self.report.curves()
         if best_metrics["top1"] > self.best.top1:
-            self.best.save(step, start.record(self.job, best_metrics), params=self.job.unpack(best_params))
+            self.best.save(
+                step,
+                first_state.record(self.setup, best_metrics),
+                params=self.setup.forms.unpack(best_params),
+            )
         return best_metrics
 
     def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
-        metrics = self.job.evaluate(params, self.job.data.eval, self.job.cfg.data)
+        metrics = self.setup.evaluate(params, self.data.eval, self.setup.cfg.data)
         self.report.record(step, {f"{name}/{key}": value for key, value in metrics.items()})
         mean = " of the mean parameters" if name == "eval_ema" else ""
         self.report.say(f"step {step}: evaluation{mean} {format_metrics(metrics)}")
         return metrics, params
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
-        self.checkpoints.save(step, start.record(self.job, metrics), **start.trees(self.job, state))
+        self.checkpoints.save(
+            step, first_state.record(self.setup, metrics), **first_state.trees(self.setup, state)
+        )
 
 
-def _conclusion(workdir: Path, outcome: Outcome) -> str:
+def _conclusion(folder: Workdir, outcome: Outcome) -> str:
     if outcome.signal:
         name = signal.Signals(outcome.signal).name
         return f"stopped by {name} after step {outcome.step}, saved: the same command continues from here"
     return "\n".join(
         (
             f"done: {format_metrics(outcome.metrics)}",
-            f"curves: {workdir}/curves.png, or tensorboard --logdir {workdir}",
-            f"use it: python -m vit_jax.cli.predict {workdir} IMAGE",
+            f"curves: {folder.curves}, or tensorboard --logdir {folder.path}",
+            f"use it: python -m vit_jax.cli.predict {folder.path} IMAGE",
         )
     )

@@ -1,4 +1,4 @@
-"""What a run would be, before any of it: length, work, memory a device, layout, and what makes it fit."""
+"""A run before it starts: its length, work, memory a device and layout, and what would make it fit."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -9,18 +9,19 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.run import setup as jobs
-from vit_jax.run.setup import Job, Splits
+from vit_jax.run import first_state
+from vit_jax.run.setup import Setup, Splits, set_up
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
 from vit_jax.training import tables
+from vit_jax.weights.adapt import Weights
 
 GIB = 2**30
 BACKWARD = 3  # a training step's products over a forward pass's: one forward, two backward
 
 
 class Plan(NamedTuple):
-    """One run, foretold; where it does not fit, `remedies` has what was tried, up to what fits."""
+    """The plan of one run; if it does not fit, `remedies` has the changes tried, up to one that fits."""
 
     steps: int
     epochs: float
@@ -38,48 +39,49 @@ class Plan(NamedTuple):
 
 
 def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None) -> Plan:
-    """Compile the step of `cfg` and read what the compiler says; no array is made.
+    """Compile the step of `cfg` and read what the compiler says; no state is made.
 
     `limit_bytes` is the memory of a device, or None for what the device says itself (a CPU says nothing).
     Raises UserError for a config that cannot run.
     """
     mesh = meshes.make(cfg.device, cfg.fsdp)
     limit_bytes = limit_bytes or _limit(mesh.devices.flat[0])
+    teacher = first_state.read_teacher(cfg)
     with jax.set_mesh(mesh):
-        job = jobs.make(cfg, mesh, data)
-        memory = memory_bytes(job)
+        setup = set_up(cfg, mesh, data, teacher)
+        memory = memory_bytes(setup)
     fits = None if limit_bytes is None else memory <= limit_bytes
     o, train = cfg.optim, cfg.train
-    chosen = jax.tree.leaves(tables.trained(job.stored.params, o))
-    sizes = [x.size for x in jax.tree.leaves(job.stored.params)]
+    chosen = jax.tree.leaves(tables.trained(setup.forms.stored.params, o))
+    sizes = [x.size for x in jax.tree.leaves(setup.forms.stored.params)]
     return Plan(
-        steps=job.steps,
-        epochs=job.steps * train.batch_size / data.train.size,
+        steps=setup.steps,
+        epochs=setup.steps * train.batch_size / data.train.size,
         schedule=f"{o.name} at {o.lr:g}, {o.warmup_steps} up, {o.schedule}, {o.cooldown_steps} down",
         parameters=sum(sizes),
         trained_parameters=sum(n for n, c in zip(sizes, chosen, strict=True) if c),
-        flops_per_image=flops_per_image(job),
+        flops_per_image=flops_per_image(setup),
         memory_per_device_bytes=memory,
         limit_bytes=limit_bytes,
         fits=fits,
         devices=meshes.describe(mesh),
         batch_per_device=train.batch_size // mesh.size // train.micro_batches,
-        sharding=_sharding(job),
-        remedies=_remedies(cfg, data, limit_bytes) if limit_bytes and not fits else [],
+        sharding=_sharding(setup),
+        remedies=_remedies(cfg, data, teacher, limit_bytes) if limit_bytes and not fits else [],
     )
 
 
-def memory_bytes(job: Job) -> int:
+def memory_bytes(setup: Setup) -> int:
     """Bytes a device that the compiled step needs: arguments, results not in their place, and scratch."""
-    m: Any = job.lower(job.abstract, jobs.batch_like(job)).compile().memory_analysis()
+    m: Any = setup.lower_step().compile().memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
 
 
-def flops_per_image(job: Job) -> float:
+def flops_per_image(setup: Setup) -> float:
     """Floating-point operations of training, an image: three times the written-out model's forward pass."""
-    image = jax.ShapeDtypeStruct((1, *job.spec.model.image_hw, job.cfg.data.channels), jnp.float32)
-    model = build.build(job.spec.model)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.stored.params)
+    image = jax.ShapeDtypeStruct((1, *setup.spec.model.image_hw, setup.cfg.data.channels), jnp.float32)
+    model = build.build(setup.spec.model)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), setup.forms.stored.params)
     cost: Any = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, image).cost_analysis()
     return BACKWARD * float(cost["flops"])
 
@@ -108,7 +110,7 @@ def show(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _remedies(cfg: Config, data: Splits, limit_bytes: int) -> list[dict[str, Any]]:
+def _remedies(cfg: Config, data: Splits, teacher: Weights | None, limit_bytes: int) -> list[dict[str, Any]]:
     """The knobs that save memory, gentlest first, up to the first that fits: each is a compilation."""
     tried = []
     for changes in _candidates(cfg):
@@ -116,7 +118,7 @@ def _remedies(cfg: Config, data: Splits, limit_bytes: int) -> list[dict[str, Any
             other = _changed(cfg, changes)
             mesh = meshes.make(other.device, other.fsdp)
             with jax.set_mesh(mesh):
-                memory = memory_bytes(jobs.make(other, mesh, data))
+                memory = memory_bytes(set_up(other, mesh, data, teacher))
         except UserError:
             continue  # a batch that cannot be cut so
         change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
@@ -149,10 +151,10 @@ def _changed(cfg: Config, changes: dict[str, Any]) -> Config:
     return cfg
 
 
-def _sharding(job: Job) -> dict[str, str]:
-    """{parameter: shape and how it is split} of those that are."""
+def _sharding(setup: Setup) -> dict[str, str]:
+    """{name: shape and how it is split} of the parameters that are split over devices."""
     found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(job.stored.params):
+    for path, x in jax.tree_util.tree_leaves_with_path(setup.forms.stored.params):
         if any(x.sharding.spec):
             part = x.sharding.shard_shape(x.shape)
             found[tables.name_of(path)] = (

@@ -1,28 +1,25 @@
-"""Everything of a run that is fixed before its first step: spec, length, compiled functions, layout."""
+"""What is fixed before the first step of a run: spec, length, layout and compiled functions. No effects."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from vit_jax.config import preprocess_of
-from vit_jax.data import cache
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.stack import stack, unstack
-from vit_jax.run import refs
 from vit_jax.sections import Config, Spec
 from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, schedules, tables
 from vit_jax.training.evaluate import Evaluator
-from vit_jax.training.step import State, Teacher, init_state, train_step
+from vit_jax.training.step import Recipe, State, Teacher, init_state, train_step
+from vit_jax.weights.adapt import Weights
 
 
 class Splits(NamedTuple):
@@ -32,40 +29,78 @@ class Splits(NamedTuple):
     eval: Source
 
 
-class Job(NamedTuple):
-    """`init()` or `adopt(params)` gives the first State, `step(state, batch)` the next.
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """The two forms of a State: packed, as steps take it, and stored, with the layers of each block apart.
 
-    `abstract` has its shapes and layout. A step also tells, as a number above 0, that the run must stop.
-    `lower(state, batch)` takes shapes as well: it is for who wants to know or compile the step ahead.
-    Outside, the layers of parameters are written out: `unpack(tree)` gives that form of a State or of a part
-    of one, `stored` has the shapes and layout of a whole one, and `pack(state)` goes back.
+    `packed` and `stored` have the shapes and layout of either. `pack(state)` gives a packed State,
+    `unpack(tree)` the stored form of a State or of a part of one.
+    """
+
+    packed: State
+    stored: State
+    pack: Callable[[State], State]
+    unpack: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run before its first step. States are in the packed form.
+
+    `init()` or `adopt(params)` gives the first State. `step(state, batch, teacher_params)` gives the next one
+    and a float32 scalar, above 0 if the run must stop. `teacher_params` has shapes and layout, or is None.
     """
 
     cfg: Config
     spec: Spec
     steps: int
     mesh: Mesh
-    data: Splits
     schedule: jax.stages.Wrapped
-    abstract: State
-    stored: State
-    pack: Callable[[State], State]
-    unpack: Callable[[Any], Any]
+    forms: Forms
     init: jax.stages.Wrapped
-    adopt: Callable[[Any], State]
-    step: Callable[[State, Any], tuple[State, jax.Array]]
-    lower: Callable[[State, Any], jax.stages.Lowered]
+    adopt: jax.stages.Wrapped
+    step: jax.stages.Wrapped
+    teacher_params: Any
     evaluate: Evaluator
 
+    def lower_step(self) -> jax.stages.Lowered:
+        """The step lowered for its shapes and layout, ready to compile."""
+        size, channels = self.cfg.train.batch_size, self.cfg.data.channels
+        batch = meshes.batch_like(size, self.spec.model.image_hw, channels, self.mesh)
+        return self.step.lower(self.forms.packed, batch, self.teacher_params)
 
-def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
-    """The job of `cfg` on `mesh`. Shapes only: no array is made. Raises UserError for what does not fit."""
+    def compile_ahead(self, *, fresh: bool) -> None:
+        """Compile step, schedule and evaluation and, if the run is `fresh`, what makes its first state.
+
+        A fresh run that does not scan compiles nothing later.
+        """
+        if fresh:
+            self.init.lower().compile()
+        self.lower_step().compile()
+        self.schedule(0)
+        self.evaluate.compile(self.forms.packed.params)
+
+
+def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None) -> Setup:
+    """The Setup of `cfg` on `mesh`, distilling from `teacher`. Makes no array and opens no file.
+
+    Raises UserError for fields that do not fit each other, the devices, the data or the teacher.
+    """
     train = cfg.train
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     spec = describe(cfg, data.train)
     model = build.build(spec.model, scan=train.scan, remat=train.remat)
-    optimizer = optim.make(cfg.optim, steps)
+    recipe = Recipe(
+        model=model,
+        optimizer=optim.make(cfg.optim, steps),
+        preprocess=spec.preprocess,
+        seed=cfg.seed,
+        train=train,
+        optim=cfg.optim,
+        loss=cfg.loss,
+        teacher=teacher and _teacher(cfg, spec, teacher),
+    )
 
     def fresh() -> Any:
         key = jax.random.key(cfg.seed)
@@ -76,101 +111,29 @@ def make(cfg: Config, mesh: Mesh, data: Splits) -> Job:
     stacked = train.scan and tables.same_in_all_blocks(cfg.optim, params)
     pack = stack if stacked else lambda tree: tree
     unpack = functools.partial(unstack, depth=cfg.model.depth) if stacked else lambda tree: tree
-    begin = lambda params: init_state(pack(params), optimizer, ema=bool(cfg.optim.ema))
+    begin = lambda params: init_state(pack(params), recipe.optimizer, ema=bool(cfg.optim.ema))
     init = lambda: begin(fresh())
 
-    keep = functools.partial(cache.keep, cfg=cfg.data, image_hw=spec.model.image_hw)
     shapes = jax.eval_shape(init)
     layout = meshes.shardings(shapes, mesh)
-    step, lower = _step(cfg, spec, model, optimizer, layout)
-    return Job(
+    return Setup(
         cfg=cfg,
         spec=spec,
         steps=steps,
         mesh=mesh,
-        data=Splits(keep(data.train, train=True), keep(data.eval, train=False)),
         schedule=jax.jit(schedules.make(cfg.optim, steps)),
-        abstract=_placed(shapes, mesh),
-        stored=_placed(jax.eval_shape(unpack, shapes), mesh),
-        pack=jax.jit(pack, out_shardings=layout) if stacked else pack,
-        unpack=unpack,
+        forms=Forms(
+            packed=_placed(shapes, mesh),
+            stored=_placed(jax.eval_shape(unpack, shapes), mesh),
+            pack=jax.jit(pack, out_shardings=layout) if stacked else pack,
+            unpack=unpack,
+        ),
         init=jax.jit(init, out_shardings=layout),
         adopt=jax.jit(begin, out_shardings=layout),
-        step=step,
-        lower=lower,
+        step=_step(recipe, layout, mesh),
+        teacher_params=teacher and _placed(teacher.params, mesh),
         evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )
-
-
-def compile_ahead(job: Job, *, fresh: bool) -> None:
-    """Compile what the run will call, step and evaluation and, if it is `fresh`, what makes its first state.
-
-    Of a fresh run that does not scan nothing is compiled later.
-    """
-    if fresh:
-        job.init.lower().compile()
-    job.lower(job.abstract, batch_like(job)).compile()
-    job.schedule(0)
-    job.evaluate.compile(job.abstract.params)
-
-
-def batch_like(job: Job) -> Any:
-    """Shapes and layout of a global batch."""
-    return meshes.batch_like(
-        job.cfg.train.batch_size, job.spec.model.image_hw, job.cfg.data.channels, job.mesh
-    )
-
-
-def _placed(shapes: Any, mesh: Mesh) -> Any:
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(place, shapes, meshes.shardings(shapes, mesh))
-
-
-def _step(
-    cfg: Config, spec: Spec, model: nn.Module, optimizer: optax.GradientTransformation, layout: Any
-) -> tuple[Callable[..., tuple[State, jax.Array]], Callable[..., jax.stages.Lowered]]:
-    teacher, teacher_params = _teacher(cfg, spec)
-    step = functools.partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        preprocess=spec.preprocess,
-        seed=cfg.seed,
-        log_every=cfg.train.log_every,
-        loss=cfg.loss,
-        micro_batches=cfg.train.micro_batches,
-        sam_rho=cfg.optim.sam_rho,
-        ema=cfg.optim.ema,
-        teacher=teacher,
-        max_skipped=cfg.train.max_skipped,
-        spike=cfg.train.spike,
-    )
-    mesh = jax.tree.leaves(layout)[0].mesh
-    teacher_params = jax.device_put(teacher_params, meshes.shardings(teacher_params, mesh))
-
-    def step_and_tell(state: State, batch: Any, taught_by: Any) -> tuple[State, jax.Array]:
-        state = step(state, batch, teacher_params=taught_by)
-        return state, state.guard.halted.astype(jnp.float32)  # an array of its own: the state is donated next
-
-    outcome = (layout, meshes.everywhere(mesh))
-    compiled = jax.jit(step_and_tell, donate_argnums=0, out_shardings=outcome)
-    run = lambda state, batch: compiled(state, batch, teacher_params)
-    return run, lambda state, batch: compiled.lower(state, batch, teacher_params)
-
-
-def _teacher(cfg: Config, spec: Spec) -> tuple[Teacher | None, Any]:
-    """Who `cfg.loss` distils from, at the student's image size. Raises UserError if it sees another world."""
-    if not cfg.loss.teacher:
-        return None, None
-    weights, _ = refs.read(cfg.loss.teacher, image_size=spec.model.image_size, posemb_method=cfg.init_posemb)
-    pairs = {
-        "classes": (weights.model.classes, spec.model.classes),
-        "channels": (weights.preprocess.channels, spec.preprocess.channels),
-    }
-    for name, (its, ours) in pairs.items():
-        if its != ours:
-            raise UserError(f"loss.teacher={cfg.loss.teacher} has {its} {name}, the run has {ours}")
-    return Teacher(build.build(weights.model), weights.preprocess), weights.params
 
 
 def describe(cfg: Config, source: Source) -> Spec:
@@ -181,3 +144,28 @@ def describe(cfg: Config, source: Source) -> Spec:
         preprocess=preprocess_of(cfg.data),
         class_names=source.class_names,
     )
+
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(place, tree, meshes.shardings(tree, mesh))
+
+
+def _step(recipe: Recipe, layout: Any, mesh: Mesh) -> jax.stages.Wrapped:
+    def step_and_halted(state: State, batch: Any, teacher_params: Any) -> tuple[State, jax.Array]:
+        state = train_step(state, batch, teacher_params, recipe=recipe)
+        return state, state.guard.halted.astype(jnp.float32)  # an array of its own: the state is donated next
+
+    return jax.jit(step_and_halted, donate_argnums=0, out_shardings=(layout, meshes.everywhere(mesh)))
+
+
+def _teacher(cfg: Config, spec: Spec, weights: Weights) -> Teacher:
+    """The teacher without its parameters. Raises UserError if its classes or channels are not the run's."""
+    pairs = {
+        "classes": (weights.model.classes, spec.model.classes),
+        "channels": (weights.preprocess.channels, spec.preprocess.channels),
+    }
+    for name, (its, ours) in pairs.items():
+        if its != ours:
+            raise UserError(f"loss.teacher={cfg.loss.teacher} has {its} {name}, the run has {ours}")
+    return Teacher(build.build(weights.model), weights.preprocess)

@@ -9,6 +9,7 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.run import checkpoint, loop
 from vit_jax.run.sweep_points import Point
+from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
 
 COLUMNS = ("rank", "run", "state", "step", "top1", "top5", "loss")
@@ -91,11 +92,12 @@ def _row(point: Point, workdir: Path) -> dict[str, Any]:
         "top5": math.nan,
         "loss": math.nan,
     }
-    steps = checkpoint.steps_in(workdir / point.name / "checkpoints")
+    folder = Workdir(workdir / point.name).checkpoints
+    steps = checkpoint.steps_in(folder)
     if not steps:
         return none
     try:
-        record = checkpoint.read_record(workdir / point.name / "checkpoints" / str(steps[-1]))
+        record = checkpoint.read_record(folder / str(steps[-1]))
     except UserError:
         return none | {"state": "interrupted"}
     state = "finished" if record["step"] == record["steps"] else "interrupted"

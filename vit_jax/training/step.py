@@ -1,8 +1,10 @@
-"""The pure train and evaluation steps. They need jax, flax and optax, and nothing of the host.
+"""The train and evaluation steps: pure functions that need jax, flax and optax alone.
 
 Dims: b batch, h w pixels, c channels or classes, m micro-batches.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax.sections import Loss, Preprocess
+from vit_jax.sections import Loss, Optim, Preprocess, Train
 from vit_jax.training import losses, mixing
 from vit_jax.training.losses import in_top
 from vit_jax.training.optim import follow
 
 DROPOUT, MIX = 0, 1  # streams of random numbers that never meet
 USUAL_DECAY = 0.98  # of the usual loss: a mean over about 50 steps
-SPIKE_AFTER = 50  # steps until a loss can be told from the usual one
+SPIKE_AFTER = 50  # steps before a loss is compared with the usual one
 
 
 class Sums(NamedTuple):
@@ -39,8 +41,11 @@ class Guard(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a step changes. `window` sums the metrics since the last log line, so that a restored run
-    logs the same numbers. `ema` is the running mean of the parameters, or None."""
+    """All that a step changes.
+
+    `window` sums the metrics since the last log line, so that a restored run logs the same numbers. `ema` is
+    the running mean of the parameters, or None.
+    """
 
     step: jax.Array
     params: Any
@@ -51,10 +56,24 @@ class State(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """Who is distilled from; its parameters are an argument of the step."""
+    """The distillation teacher; its parameters are an argument of the step."""
 
     model: nn.Module
     preprocess: Preprocess
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a step needs beside arrays; `optimizer` is made from `optim` and the length of the run."""
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    preprocess: Preprocess
+    seed: int
+    train: Train
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    teacher: Teacher | None = None
 
 
 class Examples(NamedTuple):
@@ -71,70 +90,70 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: boo
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums(), open_guard(), mean)
 
 
-def train_step(
-    state: State,
-    batch: Any,
-    *,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    preprocess: Preprocess,
-    seed: int,
-    log_every: int,
-    loss: Loss | None = None,
-    micro_batches: int = 1,
-    sam_rho: float = 0.0,
-    ema: float = 0.0,
-    teacher: Teacher | None = None,
-    teacher_params: Any = None,
-    max_skipped: int = 0,
-    spike: float = 0.0,
-) -> State:
+def train_step(state: State, batch: Any, teacher_params: Any = None, *, recipe: Recipe) -> State:
     """One update. `batch` has uint8 `image` [b, h, w, c], int32 `label` [b], float32 `weight` [b].
 
     Dropout and mixing are drawn from `(seed, step)`: the step may be repeated anywhere with the same result.
-    A step that is not sound changes nothing but the count of skipped ones; the one after `max_skipped` of
-    them halts: the state stays as it was before that step, whatever comes after.
+    A step with a bad loss or gradient changes nothing but the count of skipped steps. The one that follows
+    `train.max_skipped` of them halts: the state stays as it was before that step, whatever comes after.
     """
-    cfg = loss or Loss()
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    examples = prepare(batch, model.cfg.classes, key=jax.random.fold_in(key, MIX), cfg=cfg)  # pyright: ignore
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    classes: int = recipe.model.cfg.classes  # pyright: ignore
+    examples = prepare(batch, classes, key=jax.random.fold_in(key, MIX), cfg=recipe.loss)
     total = jnp.maximum(examples.weight.sum(), 1.0)
-
-    def loss_of(params: Any, part: Examples, key: jax.Array) -> tuple[jax.Array, Sums]:
-        image_bhwc = normalise(part.pixels, preprocess)
-        logits: Any = model.apply({"params": params}, image_bhwc, train=True, rngs={"dropout": key})
-        taught_bc: Any = None
-        if teacher:
-            seen_bhwc = normalise(part.pixels, teacher.preprocess)
-            taught_bc = teacher.model.apply({"params": teacher_params}, seen_bhwc)
-        sums = training_sums(logits, part, taught_bc, cfg)
-        return sums.loss / total, sums
-
+    objective = functools.partial(_loss, total=total, teacher_params=teacher_params, recipe=recipe)
     dropout = jax.random.fold_in(key, DROPOUT)
-    gradients = lambda params: accumulate(
-        jax.grad(loss_of, has_aux=True), params, examples, key=dropout, parts=micro_batches
-    )
-    grads, sums = gradients(state.params)
-    if sam_rho:
-        grads, _ = gradients(sharpest(state.params, grads, sam_rho))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    grads, sums = _gradient(objective, state.params, examples, key=dropout, recipe=recipe)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    begins = state.step % log_every == 0
+    begins = state.step % recipe.train.log_every == 0
     state = state._replace(window=jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.window))
     window = jax.tree.map(jnp.add, state.window, sums)
-    mean = follow(state.ema, params, ema) if ema else None
+    ema = follow(state.ema, params, recipe.optim.ema) if recipe.optim.ema else None
     # Not of the updates: all of the new state would wait for their norm, beside the old one in memory.
     sound = jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.norm(grads))
-    value = sums.loss / total
+    sound, usual = _compare_with_usual(state, sound, sums.loss / total, recipe.train.spike)
+    stepped = State(state.step + 1, params, opt_state, window, state.guard._replace(usual=usual), ema)
+    return _guarded(state, stepped, sound, recipe.train.max_skipped)
+
+
+def _loss(
+    params: Any, part: Examples, key: jax.Array, *, total: jax.Array, teacher_params: Any, recipe: Recipe
+) -> tuple[jax.Array, Sums]:
+    """The share of a micro-batch in the mean loss over a batch of weight `total`, and its sums."""
+    image_bhwc = normalise(part.pixels, recipe.preprocess)
+    logits: Any = recipe.model.apply({"params": params}, image_bhwc, train=True, rngs={"dropout": key})
+    teacher_bc: Any = None
+    if recipe.teacher:
+        teacher_bhwc = normalise(part.pixels, recipe.teacher.preprocess)
+        teacher_bc = recipe.teacher.model.apply({"params": teacher_params}, teacher_bhwc)
+    sums = training_sums(logits, part, teacher_bc, recipe.loss)
+    return sums.loss / total, sums
+
+
+def _gradient(
+    objective: Callable[..., Any], params: Any, examples: Examples, *, key: jax.Array, recipe: Recipe
+) -> tuple[Any, Sums]:
+    """The gradient of the mean loss, with `optim.sam_rho` that at the sharpest point nearby, and the sums."""
+    gradient = jax.grad(objective, has_aux=True)
+    at = lambda params: accumulate(gradient, params, examples, key=key, parts=recipe.train.micro_batches)
+    grads, sums = at(params)
+    if recipe.optim.sam_rho:
+        grads, _ = at(sharpest(params, grads, recipe.optim.sam_rho))
+    return grads, sums
+
+
+def _compare_with_usual(
+    state: State, sound: jax.Array, loss: jax.Array, spike: float
+) -> tuple[jax.Array, jax.Array]:
+    """`sound`, but False for a `loss` above `spike` times the usual one (0: any), and the new usual loss."""
     if spike:
-        sound &= (state.step < SPIKE_AFTER) | (value <= spike * state.guard.usual)
-    usual = jnp.where(state.step == 0, value, follow(state.guard.usual, value, USUAL_DECAY))
-    stepped = State(state.step + 1, params, opt_state, window, state.guard._replace(usual=usual), mean)
-    return _guarded(state, stepped, sound, max_skipped)
+        sound &= (state.step < SPIKE_AFTER) | (loss <= spike * state.guard.usual)
+    return sound, jnp.where(state.step == 0, loss, follow(state.guard.usual, loss, USUAL_DECAY))
 
 
 def _guarded(state: State, stepped: State, sound: jax.Array, max_skipped: int) -> State:
-    """`stepped` if the step was sound, else `state` one step later, or halted."""
+    """`stepped` after a sound step, else `state` with one more step counted as skipped, or halted."""
     guard = state.guard
     halted = guard.halted | (~sound & (guard.skipped >= max_skipped))
     kept = state._replace(
@@ -146,7 +165,7 @@ def _guarded(state: State, stepped: State, sound: jax.Array, max_skipped: int) -
 
 
 def open_guard() -> Guard:
-    """Nothing skipped, no usual loss yet."""
+    """The guard of a new run: nothing skipped, no usual loss yet."""
     return Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
 
 
@@ -183,7 +202,7 @@ def sharpest(params: Any, grads: Any, rho: float) -> Any:
     return jax.tree.map(lambda p, g: p + scale * g, params, grads)
 
 
-def training_sums(logits: Any, part: Examples, taught_bc: jax.Array | None, cfg: Loss) -> Sums:
+def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg: Loss) -> Sums:
     """The training loss, and the hits on the larger part of each label.
 
     `logits` [b, c], or those of the class and the distillation head, which learn from the labels and from the
@@ -192,10 +211,10 @@ def training_sums(logits: Any, part: Examples, taught_bc: jax.Array | None, cfg:
     own_bc, student_bc = logits if isinstance(logits, tuple) else (logits, logits)
     kinds = {"softmax": losses.softmax, "sigmoid": losses.sigmoid}
     loss_b = kinds[cfg.name](own_bc, part.target)
-    if taught_bc is not None:
+    if teacher_bc is not None:
         distill = {
-            "soft": lambda: losses.soft_distillation(student_bc, taught_bc, temperature=cfg.temperature),
-            "hard": lambda: losses.hard_distillation(student_bc, taught_bc),
+            "soft": lambda: losses.soft_distillation(student_bc, teacher_bc, temperature=cfg.temperature),
+            "hard": lambda: losses.hard_distillation(student_bc, teacher_bc),
         }
         loss_b = (1.0 - cfg.distill_weight) * loss_b + cfg.distill_weight * distill[cfg.distill]()
     elif isinstance(logits, tuple):
@@ -222,7 +241,7 @@ def measure(logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> Su
 
 
 def zero_sums() -> Sums:
-    """Sums over nothing."""
+    """Sums over no examples."""
     return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
 
 

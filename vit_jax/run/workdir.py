@@ -1,0 +1,90 @@
+"""The folder of a run: the names in it, how it is claimed for a config, and how it is locked."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import jax
+
+from vit_jax.config import differences, parse, to_dict
+from vit_jax.errors import UserError
+from vit_jax.sections import Config
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class Workdir:
+    """The folder of one run at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoints = path / "checkpoints"  # numbered steps
+        self.best = path / "best"  # the one step of the highest top-1
+        self.curves = path / "curves.png"
+
+    def claim(self, cfg: Config, *, accept_change: bool) -> None:
+        """Make the folder, and keep `cfg` in it. Raises UserError if it is another config's or read-only."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            changes = differences(self._config(), cfg) if self.config.exists() else []
+            if changes and not accept_change:
+                raise UserError(
+                    f"{self.path} holds a run of another config ({'; '.join(changes)}): "
+                    "use another --workdir, or continue it anyway with --config_change=accept"
+                )
+            if jax.process_index() == 0:
+                part = self.config.with_suffix(".tmp")
+                part.write_text(json.dumps(to_dict(cfg), indent=1))
+                part.replace(self.config)
+        except OSError as e:
+            raise UserError(f"cannot write to --workdir={self.path}: {e.strerror}") from e
+        except ValueError as e:
+            raise UserError(
+                f"{self.config} cannot be read ({e}): remove it, and the same command continues"
+            ) from e
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Raises UserError for any write inside that fails because the disk is full or read-only."""
+        try:
+            yield
+        except OSError as e:
+            if e.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"cannot write to {self.path} ({e.strerror}): earlier checkpoints are intact; "
+                "make room, and the same command continues"
+            ) from e
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises UserError while another process trains here, where the file system has locks."""
+        held = None
+        if jax.process_index() == 0:
+            with suppress(ImportError, OSError):
+                held = self._lock()
+        try:
+            yield
+        finally:
+            if held is not None:
+                os.close(held)
+
+    def _config(self) -> Config:
+        return parse(json.loads(self.config.read_text()))
+
+    def _lock(self) -> int:
+        import fcntl  # not everywhere
+
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(folder)
+            if e.errno != errno.EWOULDBLOCK:
+                raise
+            raise UserError(f"another process trains in {self.path}: use another --workdir, or wait") from e
+        return folder
