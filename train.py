@@ -10,7 +10,7 @@ from typing import Any, cast
 from vit_jax import config, fields, sections
 from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
-from vit_jax.run import sweep_points
+from vit_jax.run import cpu, sweep_points
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
 EXAMPLES = """examples:
@@ -29,6 +29,7 @@ fields of a config:
 
 def main() -> int:
     """Parse the command line and do what it says. Returns the exit code: 128 + n after signal n."""
+    cpu.take_up_signals()
     parser = make_parser(__doc__, EXAMPLES + fields.describe(sections.Config))
     _add_arguments(parser)
     args, rest = parser.parse_known_args()
@@ -39,9 +40,9 @@ def main() -> int:
 
     import jax  # after parsing: --help stays quick
 
-    from vit_jax.run import distributed, loop, restart, sweep
+    from vit_jax.run import distributed, loop, sweep
 
-    compiled = restart.after_compiling(configs[0].device)
+    compiled = cpu.after_compiling(configs[0].device)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import build, variants
-from vit_jax.run import host_memory
+from vit_jax.run import cpu
 from vit_jax.sections import Model, Optim, Preprocess
 from vit_jax.training import step
 
@@ -117,8 +117,8 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
         os.environ["OMP_NUM_THREADS"] = "1"
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if host_memory.only_cpu("any"):  # as training does; peers in this process have the same of it
-        host_memory.keep_freed()
+    if cpu.only_cpu("any"):  # as training does; peers in this process have the same of it
+        cpu.keep_freed()
     peers = args.peers.split(",") if args.peers else []
     products = {dtype: product(dtype) for dtype in args.dtypes.split(",")}
     entered = [c for work in works(args) for c in entrants(work, peers)]

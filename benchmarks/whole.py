@@ -27,7 +27,7 @@ import jax
 
 from vit_jax.config import from_command_line
 from vit_jax.data import loader, sources
-from vit_jax.run import loop, restart
+from vit_jax.run import cpu, loop
 from vit_jax.run.checkpoint import steps_in
 from vit_jax.run.setup import Splits, set_up
 from vit_jax.training import mesh as meshes
@@ -115,7 +115,7 @@ def compare(config: str, fields: list[str], seconds: float) -> tuple[float, floa
 def step_alone(config: str, fields: list[str]) -> NoReturn:
     """Take the run's compiled step on its first batch until killed, and write a line after each."""
     cfg = from_command_line(config, fields)
-    compiled = restart.after_compiling(cfg.device)  # as train.py does
+    compiled = cpu.after_compiling(cfg.device)  # as train.py does
     mesh = meshes.make(cfg.device, cfg.fsdp)
     data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     size = cfg.train.batch_size

@@ -5,17 +5,17 @@ import sys
 
 import pytest
 
-from vit_jax.run import host_memory
+from vit_jax.run import cpu
 
 PROGRAM = """
 import ctypes
 import resource
 import sys
 import threading
-from vit_jax.run import host_memory
+from vit_jax.run import cpu
 
 if sys.argv[1] == "keep":
-    assert host_memory.keep_freed()
+    assert cpu.keep_freed()
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -60,5 +60,5 @@ def test_pages_of_freed_arrays_are_kept():
 )
 def test_the_cpu_is_told_before_jax_starts(monkeypatch, device, platforms, plugins, told):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr(host_memory, "find_spec", lambda name: name in plugins)
-    assert host_memory.only_cpu(device) == told
+    monkeypatch.setattr(cpu, "find_spec", lambda name: name in plugins)
+    assert cpu.only_cpu(device) == told

@@ -10,7 +10,7 @@ import jax
 import pytest
 from paths import ROOT
 
-from vit_jax.run import host_memory, restart
+from vit_jax.run import cpu
 
 AGAIN = "compiled: starting again"
 FIELDS = (
@@ -54,14 +54,59 @@ def test_a_cache_that_keeps_nothing_does_not_start_a_run_again_and_again(tmp_pat
     assert lines[-3].startswith("done: ")
 
 
+STARTS_AGAIN = """
+import os, signal, sys
+
+from vit_jax.cli.common import run_command
+from vit_jax.run import cpu
+
+again = cpu.CAUGHT in os.environ
+try:
+    if again and sys.argv[1] == "while it starts":
+        os.kill(os.getpid(), signal.Signals[sys.argv[2]])
+except KeyboardInterrupt:
+    pass  # lost in a callback
+
+def main():
+    cpu.take_up_signals()
+    if again:
+        print("ran to its end")
+        return 0
+    if sys.argv[1] == "by another thread":  # which leaves its number in the pipe
+        number, exec_now = signal.Signals[sys.argv[2]], os.execv
+        os.execv = lambda *command: (os.write(writing[0], bytes([number])), exec_now(*command))
+    cpu.start_again()
+
+writing = []
+signal.set_wakeup_fd = writing.append
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize("moment", ["while it starts", "by another thread"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", -15)])
+def test_a_signal_on_the_way_to_the_new_process_ends_it(tmp_path, moment, name, code):
+    (tmp_path / "program.py").write_text(STARTS_AGAIN)
+    command = [sys.executable, str(tmp_path / "program.py"), moment, name]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (done.returncode, done.stdout) == (code, b""), done.stderr
+
+
+def test_no_signal_on_the_way_changes_nothing(tmp_path):
+    (tmp_path / "program.py").write_text(STARTS_AGAIN)
+    command = [sys.executable, str(tmp_path / "program.py"), "never", "SIGINT"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"ran to its end\n"), done.stderr
+
+
 @pytest.fixture
 def processes(monkeypatch):
-    """What `restart` would replace this process by: a list of the runs in its environment, one each."""
+    """What `cpu` would replace this process by: a list of the runs in its environment, one each."""
     found = []
-    monkeypatch.setattr(host_memory, "only_cpu", lambda device: True)
-    monkeypatch.setattr(host_memory, "keep_freed", lambda: True)
-    monkeypatch.setattr(os, "execv", lambda *_: found.append(os.environ[restart.STARTED_AGAIN]))
-    monkeypatch.setenv(restart.STARTED_AGAIN, "")
+    monkeypatch.setattr(cpu, "only_cpu", lambda device: True)
+    monkeypatch.setattr(cpu, "keep_freed", lambda: True)
+    monkeypatch.setattr(cpu, "start_again", lambda: found.append(os.environ[cpu.STARTED_AGAIN]))
+    monkeypatch.setenv(cpu.STARTED_AGAIN, "")
     return found
 
 
@@ -70,8 +115,8 @@ def test_each_run_of_a_sweep_is_started_again_once_though_nothing_is_kept(proces
 
     def process():
         """Whether it came to the end of the sweep, though it had to compile."""
-        compiled = restart.after_compiling("any")
-        jax.monitoring.record_event(restart.MISSED)
+        compiled = cpu.after_compiling("any")
+        jax.monitoring.record_event(cpu.MISSED)
         before = len(processes)
         return not any(compiled(run) or len(processes) > before for run in runs)
 
@@ -82,20 +127,20 @@ def test_each_run_of_a_sweep_is_started_again_once_though_nothing_is_kept(proces
 
 def test_a_program_from_standard_input_is_not_started_again(processes, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["-"])
-    compiled = restart.after_compiling("any")
-    jax.monitoring.record_event(restart.MISSED)
+    compiled = cpu.after_compiling("any")
+    jax.monitoring.record_event(cpu.MISSED)
     compiled(tmp_path)
     assert not processes
 
 
 def test_what_was_found_starts_nothing(processes, tmp_path):
-    restart.after_compiling("any")(tmp_path)
+    cpu.after_compiling("any")(tmp_path)
     assert not processes
 
 
 def test_where_steps_run_elsewhere_nothing_starts_again(monkeypatch, tmp_path):
-    monkeypatch.setattr(host_memory, "only_cpu", lambda device: False)
-    compiled = restart.after_compiling("any")
-    jax.monitoring.record_event(restart.MISSED)
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
+    monkeypatch.setattr(cpu, "only_cpu", lambda device: False)
+    compiled = cpu.after_compiling("any")
+    jax.monitoring.record_event(cpu.MISSED)
+    monkeypatch.setattr(cpu, "start_again", lambda: pytest.fail("started again"))
     compiled(tmp_path)
