@@ -1,16 +1,23 @@
-"""Vision Transformers in JAX and Flax. `load` is loaded on first use, so that `import vit_jax` is quick."""
+"""Vision Transformers in JAX and Flax: the public interface, imported on first use so that this is quick.
 
+`vit_jax.config("configs/vit_b16.py", {"optim.lr": 3e-4})` gives a config: a module that can be called.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_jax import config as config
     from vit_jax.loaded import Loaded, load, save
+    from vit_jax.trained import Run, train
 
-__all__ = ["Loaded", "load", "save"]
+HOMES = {"Loaded": "loaded", "load": "loaded", "save": "loaded", "Run": "trained", "train": "trained"}
+__all__ = ["Loaded", "Run", "config", "load", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name == "config":
+        return importlib.import_module("vit_jax.config")
+    if name not in HOMES:
         raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")
-    from vit_jax import loaded
-
-    return getattr(loaded, name)
+    return getattr(importlib.import_module(f"vit_jax.{HOMES[name]}"), name)

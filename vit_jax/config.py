@@ -8,6 +8,8 @@ nor flax.
 import dataclasses
 import functools
 import importlib.util
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,15 @@ def from_command_line(reference: str, arguments: list[str]) -> Config:
     return _apply(load_file(reference), arguments)
 
 
+def from_overrides(reference: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """The config of a file with {"section.field": value} applied. Raises UserError."""
+    tree = load_file(str(reference))
+    for name, value in (overrides or {}).items():
+        _check_place(name)
+        _set(tree, name, value)
+    return parse(tree)
+
+
 def apply(cfg: Config, arguments: list[str]) -> Config:
     """`cfg` with `--config.section.field=value` arguments applied. Raises UserError."""
     return _apply(ConfigDict(to_dict(cfg), type_safe=False), arguments)
@@ -68,8 +79,7 @@ def override(tree: ConfigDict, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     if not equals:
         fail(f"{name}: no value given: write {name}=VALUE")
-    if name in MOVED:
-        fail(f"config has no field {name}: it is {MOVED[name]} now")
+    _check_place(name)
     _set(tree, name, fields.read(Config, name, text))
 
 
@@ -111,6 +121,11 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
 
 
+def _check_place(name: str) -> None:
+    if name in MOVED:
+        fail(f"config has no field {name}: it is {MOVED[name]} now")
+
+
 def _moved(tree: dict[str, Any]) -> dict[str, Any]:
     """A copy of `tree` with the fields of MOVED in their present sections."""
     tree = {name: dict(part) if isinstance(part, dict) else part for name, part in tree.items()}
@@ -133,3 +148,13 @@ def _set(tree: Any, name: str, value: Any) -> None:
 
 def _get(cfg: Config, name: str) -> Any:
     return functools.reduce(getattr, name.split("."), cfg)
+
+
+class _Callable(types.ModuleType):
+    """One name for `from vit_jax import config`, as config files say, and `vit_jax.config(FILE, {...})`."""
+
+    def __call__(self, reference: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+        return from_overrides(reference, overrides)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -45,11 +46,14 @@ def expected(environment: os._Environ[str] | dict[str, str]) -> bool:
 def stop_signals() -> Iterator[Callable[[int], int | None]]:
     """A function of the step: the signal that ends the run before it, at the same step in all processes.
 
-    One process catches SIGTERM and SIGINT itself; a second one acts as usual. Several agree
-    through jax, which catches SIGTERM.
+    One process catches SIGTERM and SIGINT itself, in its main thread alone, as Python does; a second signal
+    acts as usual. Several processes agree through jax, which catches SIGTERM.
     """
     if jax.process_count() > 1:
         yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: None
         return
     caught: list[int] = []
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}

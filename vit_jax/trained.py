@@ -1,0 +1,33 @@
+"""`vit_jax.train`: a whole run from Python, and what it leaves."""
+
+import dataclasses
+from pathlib import Path
+
+from vit_jax.loaded import Loaded, load
+from vit_jax.run import loop
+from vit_jax.run.setup import Splits
+from vit_jax.sections import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run in `workdir`: the steps done, and its last evaluation {"examples", "top1", "top5", "loss"}."""
+
+    workdir: Path
+    step: int
+    metrics: dict[str, float]
+
+    def load(self) -> Loaded:
+        """The model of the best evaluation, as `vit_jax.load(workdir)` gives it."""
+        return load(self.workdir)
+
+
+def train(cfg: Config, workdir: str | Path, *, data: Splits | None = None) -> Run:
+    """Train `cfg` in `workdir`, in this process, continuing what is there.
+
+    `data` replaces the sources that `cfg.data` names. In the main thread Ctrl-C saves and ends the run early,
+    and the same call continues it; signal handlers and loggers are left as they were. Raises UserError for
+    what the user can mend.
+    """
+    outcome = loop.run(cfg, Path(workdir), data=data)
+    return Run(Path(workdir), outcome.step, outcome.metrics)
