@@ -1,4 +1,4 @@
-"""Typed fields: how a tree of frozen dataclasses is read from plain dicts or text, checked, and listed."""
+"""Typed fields with bounds: read a tree of frozen dataclasses from dicts or text, check it, and list it."""
 
 import dataclasses
 import difflib
@@ -11,9 +11,69 @@ from typing import Any, Literal
 from vit_jax.errors import UserError
 
 
-def field(default: Any, meaning: str) -> Any:
-    """A dataclass field with its default and one line on what it means."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The numbers that a field takes; of a tuple, each of its numbers. `hint` ends the error message."""
+
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    most: float | None = None
+    hint: str = ""
+
+    def admit(self, value: float) -> bool:
+        """Whether `value` is within the bounds; nan never is."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        low = f"[{self.least}" if self.above is None else f"({self.above}"
+        high = f"{self.most}]" if self.below is None else f"{self.below})"
+        if self.below is None and self.most is None:
+            return f"above {self.above}" if self.least is None else f"at least {self.least}"
+        return f"in {low}, {high}"
+
+
+def field(
+    default: Any,
+    meaning: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    hint: str = "",
+    pattern: bool = False,
+    **roles: Any,
+) -> Any:
+    """A dataclass field: its default, one line on what it means, and its bounds.
+
+    A `pattern` is a tuple of regular expressions. `with_role` finds the fields of a role.
+    """
+    bounded = any(bound is not None for bound in (least, above, below, most))
+    bounds = Bounds(least, above, below, most, hint) if bounded else None
+    facts = {"meaning": meaning, "bounds": bounds, "pattern": pattern, "roles": roles}
+    return dataclasses.field(default=default, metadata=facts)
+
+
+def rate(meaning: str, default: float = 0.0, **roles: Any) -> Any:
+    """A number in [0, 1)."""
+    return field(default, meaning, least=0, below=1, **roles)
+
+
+def share(default: float, meaning: str, *, hint: str = "") -> Any:
+    """A number in (0, 1]."""
+    return field(default, meaning, above=0, most=1, hint=hint)
+
+
+def with_role(kind: type, role: str) -> dict[str, Any]:
+    """{field name: the role's value} of the fields of `kind` that have it."""
+    roles = {f.name: f.metadata["roles"] for f in dataclasses.fields(kind)}
+    return {name: has[role] for name, has in roles.items() if role in has}
 
 
 def section(kind: type) -> Any:
@@ -28,18 +88,29 @@ def fail(message: str) -> typing.NoReturn:
 
 def at_least(name: str, value: float, least: float) -> None:
     """Raise UserError unless value >= least."""
-    if not value >= least:
-        fail(f"{name}={value} must be at least {least}")
+    _check_bounds(name, value, Bounds(least=least))
 
 
-def rate(name: str, value: float) -> None:
-    """Raise UserError unless value is in [0, 1)."""
-    if not 0 <= value < 1:
-        fail(f"{name}={value} is not in [0, 1)")
+def check(section: Any, name: str) -> None:
+    """Raise UserError unless every field of `section`, called `name`, is within its bounds."""
+    for f in dataclasses.fields(section):
+        value, full = getattr(section, f.name), f"{name}.{f.name}" if name else f.name
+        if not f.metadata:  # a section of its own
+            continue
+        if f.metadata["bounds"]:
+            _check_bounds(full, value, f.metadata["bounds"])
+        if f.metadata["pattern"]:
+            _check_patterns(full, value)
 
 
-def pattern(name: str, values: tuple[str, ...]) -> None:
-    """Raise UserError unless each value is a regular expression."""
+def _check_bounds(name: str, value: float | tuple[float, ...], bounds: Bounds) -> None:
+    if all(bounds.admit(number) for number in (value if isinstance(value, tuple) else (value,))):
+        return
+    wrong = "is not" if str(bounds).startswith("in ") else "must be"
+    fail(f"{name}={value} {wrong} {bounds}{bounds.hint and f': {bounds.hint}'}")
+
+
+def _check_patterns(name: str, values: tuple[str, ...]) -> None:
     for value in values:
         try:
             re.compile(value)
@@ -48,7 +119,7 @@ def pattern(name: str, values: tuple[str, ...]) -> None:
 
 
 def leaves(root: type, prefix: str = "") -> dict[str, dataclasses.Field[Any]]:
-    """{"model.width": its field, ...} of a dataclass of dataclasses, in the order they are written."""
+    """{"model.width": its field, ...} of a dataclass of dataclasses, in source order."""
     out: dict[str, dataclasses.Field[Any]] = {}
     for f in dataclasses.fields(root):
         nested = dataclasses.is_dataclass(f.type)
@@ -70,7 +141,7 @@ def read(root: type, name: str, text: str) -> Any:
     if hint is str:
         return text
     body = text.strip()
-    if body[:1] + body[-1:] in ("()", "[]"):  # a pattern may begin or end with one
+    if body[:1] + body[-1:] in ("()", "[]"):  # both: a pattern may begin or end with one
         body = body[1:-1]
     values = tuple(_word(word.strip()) for word in body.split(",") if word.strip())
     if not body and not (isinstance(hint, UnionType) or typing.get_origin(hint) is tuple):
@@ -80,11 +151,13 @@ def read(root: type, name: str, text: str) -> Any:
 
 
 def describe(root: type) -> str:
-    """Two lines a field: name, default and choices; meaning."""
+    """Two lines a field: name, default and choices or bounds; meaning."""
     lines = []
     for name, f in leaves(root).items():
-        choices = f" [{'|'.join(map(str, typing.get_args(f.type)))}]" if _is_literal(f.type) else ""
-        lines.append(f"  --config.{name}={f.default}{choices}\n      {f.metadata['meaning']}")
+        limits = f"  [{'|'.join(map(str, typing.get_args(f.type)))}]" if _is_literal(f.type) else ""
+        if f.metadata["bounds"]:
+            limits = f"  ({f.metadata['bounds']})"
+        lines.append(f"  --config.{name}={f.default}{limits}\n      {f.metadata['meaning']}")
     return "\n".join(lines)
 
 
@@ -112,7 +185,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _check(name: str, value: Any, hint: Any) -> Any:
-    """`value` as `hint`: ints pass as floats, lists (of JSON) as tuples, nothing else is converted."""
+    """`value` as type `hint`: ints become floats, JSON's lists tuples; nothing else is converted."""
     if _is_literal(hint):
         if value in typing.get_args(hint) and not isinstance(value, bool):
             return value

@@ -1,45 +1,80 @@
-"""Every configuration field with its type, default, meaning and check: frozen dataclasses, one a section.
+"""Every configuration field with type, default, meaning, bounds and roles: one frozen dataclass a section.
 
-Imports neither jax nor flax.
+Imports neither jax nor flax. A section's `__post_init__` checks the bounds of its fields, then what must hold
+between fields.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-from vit_jax.fields import at_least, fail, field, pattern, rate, section
+from vit_jax.fields import at_least, check, fail, field, rate, section, share, with_role
+
+TRAINING: Any = {
+    "in_file": False,
+    "may_differ": True,
+}  # roles of a field that says how a model is trained or used
+ALIKE, NO_TEACHER = "1 trains all layers alike", "unset loss.teacher for none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Architecture and numerics: all that is needed, with a class count, to build the module."""
+    """Architecture and numerics: together with a class count, all that is needed to build the module.
+
+    Roles of fields: `mixer` is the only value that a Mixer takes; `in_file=False` marks what no weights file
+    says; `may_differ=True` marks what training may change of the weights that it starts from.
+    """
 
     family: Literal["vit", "mixer"] = field("vit", "Vision Transformer, hybrids included, or MLP-Mixer")
-    image_size: int | tuple[int, int] = field(224, "input pixels: a square's side, or (height, width)")
-    patch_size: int = field(16, "side of a square patch, in pixels; after a stem, in its output's pixels")
-    stem_width: int = field(0, "features of the ResNet stem's first convolution, 64 in hybrids; 0: no stem")
-    stem_blocks: tuple[int, ...] = field((), "residual units of each stage of the stem; empty: only its root")
-    width: int = field(192, "features a token")
-    depth: int = field(12, "encoder blocks")
-    heads: int = field(3, "attention heads a block")
-    mlp_width: int = field(768, "hidden features of a block's MLP")
-    mlp: Literal["gelu", "swiglu"] = field("gelu", "down(gelu(up x)), or down(silu(gate x) * up x)")
-    token_width: int = field(0, "hidden features of the Mixer's MLP over tokens")
-    classes: int = field(0, "output classes; 0: as many as the data set has")
-    class_token: bool = field(True, "prepend a learned class token")
-    distill_token: bool = field(False, "DeiT's second token and head; training returns both heads' logits")
-    registers: int = field(0, "learned tokens without a position, before the patches, that no head reads")
-    posemb: Literal["learned", "sincos2d", "none"] = field("learned", "position embedding")
-    posemb_class_slot: bool = field(True, "learned positions cover the class token too, as in official files")
-    pooling: Literal["token", "gap", "map"] = field("token", "class token, mean of patches, or attention")
-    pre_logits: int = field(0, "features of a Dense + tanh before the head; 0: none")
-    qk_norm: bool = field(False, "LayerNorm of queries and keys, a head at a time")
-    layer_scale: float = field(0.0, "initial value of a learned scale on each branch's output; 0: none")
-    dropout: float = field(0.0, "dropout rate after the embedding, the attention and both MLP layers")
-    stochastic_depth: float = field(0.0, "drop rate of the last block's branches, growing linearly from 0")
+    image_size: int | tuple[int, int] = field(
+        224, "input pixels: side of a square, or (height, width)", least=1, **TRAINING
+    )
+    patch_size: int = field(16, "pixels of a patch's side; after a stem, pixels of its output", least=1)
+    stem_width: int = field(
+        0, "features of the ResNet stem's first convolution, 64 in hybrids; 0: no stem", least=0, mixer=0
+    )
+    stem_blocks: tuple[int, ...] = field((), "units of each stage of the stem; empty: only its root", least=1)
+    width: int = field(192, "features of a token", least=1)
+    depth: int = field(12, "encoder blocks", least=1)
+    heads: int = field(3, "attention heads of a block", least=1, mixer=1)
+    mlp_width: int = field(768, "hidden features of a block's MLP", least=1)
+    mlp: Literal["gelu", "swiglu"] = field(
+        "gelu", "down(gelu(up x)) or down(silu(gate x) * up x)", mixer="gelu"
+    )
+    token_width: int = field(0, "hidden features of the Mixer's MLP over tokens", least=0)
+    classes: int = field(0, "output classes; 0: as many as the data set has", least=0, may_differ=True)
+    class_token: bool = field(True, "prepend a learned class token", mixer=False)
+    distill_token: bool = field(
+        False, "DeiT's second token and head; training returns both heads' logits", mixer=False
+    )
+    registers: int = field(
+        0, "learned tokens without a position, before the patches, that no head reads", least=0, mixer=0
+    )
+    posemb: Literal["learned", "sincos2d", "none"] = field("learned", "position embedding", mixer="none")
+    posemb_class_slot: bool = field(
+        True, "learned positions cover the class token too, as in official files", in_file=False
+    )
+    pooling: Literal["token", "gap", "map"] = field(
+        "token", "class token, mean of patches, or attention", mixer="gap"
+    )
+    pre_logits: int = field(
+        0, "features of a Dense + tanh before the head; 0: none", least=0, mixer=0, may_differ=True
+    )
+    qk_norm: bool = field(False, "LayerNorm of each head's queries and keys", mixer=False)
+    layer_scale: float = field(
+        0.0,
+        "initial value of a learned scale on each branch's output; 0: none",
+        least=0,
+        mixer=0.0,
+        **TRAINING,
+    )
+    dropout: float = rate("dropout rate after the embedding, the attention and both MLP layers", **TRAINING)
+    stochastic_depth: float = rate("drop rate of the last block, growing linearly from 0", **TRAINING)
     gelu: Literal["tanh", "exact"] = field("tanh", "GELU form; the official files use tanh")
-    norm_eps: float = field(1e-6, "epsilon of every LayerNorm")
-    head_bias: float = field(0.0, "initial bias of the zero-initialised head")
-    dtype: Literal["float32", "bfloat16"] = field("float32", "of matrix products; parameters stay float32")
+    norm_eps: float = field(1e-6, "epsilon of every LayerNorm", least=0)
+    head_bias: float = field(0.0, "initial bias of the zero-initialised head", **TRAINING)
+    dtype: Literal["float32", "bfloat16"] = field(
+        "float32", "dtype of matrix products; parameters stay float32", **TRAINING
+    )
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -49,7 +84,7 @@ class Model:
 
     @property
     def stride(self) -> int:
-        """Input pixels from one patch to the next: the patch size times what the stem shrinks by."""
+        """Input pixels from one patch to the next: the patch size times the stem's stride."""
         stem = 4 * 2 ** max(len(self.stem_blocks) - 1, 0) if self.stem_width else 1
         return self.patch_size * stem
 
@@ -60,12 +95,7 @@ class Model:
         return h // self.stride, w // self.stride
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "width", "depth", "heads", "mlp_width"):
-            at_least(f"model.{name}", getattr(self, name), 1)
-        for name in ("stem_width", "token_width", "classes", "registers", "pre_logits", "layer_scale"):
-            at_least(f"model.{name}", getattr(self, name), 0)
-        for name in ("dropout", "stochastic_depth"):
-            rate(f"model.{name}", getattr(self, name))
+        check(self, "model")
         self._check_sizes()
         self._check_tokens()
         self._check_family()
@@ -85,10 +115,8 @@ class Model:
             fail(f"model.width={self.width} is not a multiple of 4, which model.posemb=sincos2d needs")
         if self.stem_width % 32:
             fail(f"model.stem_width={self.stem_width} is not a multiple of the 32 norm groups: use 64, or 0")
-        if self.stem_blocks and (not self.stem_width or min(self.stem_blocks) < 1):
-            fail(
-                f"model.stem_blocks={self.stem_blocks} needs model.stem_width above 0 and units of at least 1"
-            )
+        if self.stem_blocks and not self.stem_width:
+            fail(f"model.stem_blocks={self.stem_blocks} needs model.stem_width above 0")
 
     def _check_tokens(self) -> None:
         if self.pooling == "token" and not self.class_token:
@@ -107,29 +135,18 @@ class Model:
                 fail(f"model.{name}={getattr(self, name)} has no meaning for model.family=mixer: use {only}")
 
 
-# What a Mixer has no choice of: it has neither attention nor extra tokens nor positions.
-MIXER_ONLY = {
-    "heads": 1,
-    "stem_width": 0,
-    "mlp": "gelu",
-    "class_token": False,
-    "distill_token": False,
-    "registers": 0,
-    "posemb": "none",
-    "pooling": "gap",
-    "pre_logits": 0,
-    "qk_norm": False,
-    "layer_scale": 0.0,
-}
+MIXER_ONLY = with_role(Model, "mixer")
+UNTOLD = {name for name, in_file in with_role(Model, "in_file").items() if not in_file}
+FREE = {name for name, may_differ in with_role(Model, "may_differ").items() if may_differ}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From a decoded image to what the model sees when it is used: travels with every checkpoint."""
+    """How a decoded image becomes the model's input outside training: saved in every checkpoint."""
 
-    channels: int = field(3, "1 converts images to grey, 3 to RGB, 4 to RGBA; arrays may have any number")
+    channels: int = field(3, "1: grey, 3: RGB, 4: RGBA; arrays may have any number", least=1)
     resize: Literal["squash", "crop"] = field("squash", "to the exact size, or short side then centre crop")
-    crop_fraction: float = field(0.875, "image size over short side, with resize=crop")
+    crop_fraction: float = share(0.875, "image size over short side, with resize=crop")
     filter: Literal["pil_bilinear", "pil_bicubic", "tf_bilinear"] = field(
         "pil_bilinear",
         "resize filter: Pillow's, or TensorFlow's without antialiasing as the official code has it",
@@ -140,18 +157,14 @@ class Preprocess:
         "fast: as close, but training crops are decoded and filtered coarsely, 2 grey levels away",
     )
     mean: tuple[float, ...] = field((0.5,), "subtracted from pixels in [0, 1]: one value, or one a channel")
-    std: tuple[float, ...] = field((0.5,), "divides pixels after mean: one value, or one a channel")
+    std: tuple[float, ...] = field((0.5,), "divides pixels after mean: as many values", above=0)
 
     def __post_init__(self) -> None:
-        at_least("data.channels", self.channels, 1)
+        check(self, "data")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.channels):
                 value = getattr(self, name)
                 fail(f"data.{name}={value} has neither 1 nor data.channels={self.channels} values")
-        if min(self.std) <= 0:
-            fail(f"data.std={self.std} must be above 0")
-        if not 0 < self.crop_fraction <= 1:
-            fail(f"data.crop_fraction={self.crop_fraction} is not in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,33 +181,23 @@ class Data(Preprocess):
     augment: Literal["none", "pad", "inception"] = field(
         "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
     )
-    pad_px: int = field(4, "largest shift of augment=pad, in pixels")
-    min_area: float = field(0.05, "smallest area of the inception crop, as a fraction of the image")
+    pad_px: int = field(4, "largest shift of augment=pad, in pixels", least=0)
+    min_area: float = share(0.05, "smallest share of the image in an inception crop")
     flip: bool = field(True, "flip left-right at random in training")
     policy: Literal["none", "randaug", "three"] = field(
         "none", "none, RandAugment (big_vision's), or 3-Augment of DeiT III: grey, solarize or blur"
     )
-    randaug_layers: int = field(2, "operations an image with policy=randaug")
-    randaug_magnitude: int = field(10, "strength of policy=randaug; 10 is the top of the original scale")
-    jitter: float = field(0.0, "brightness, contrast and saturation change by up to this factor; 0: none")
-    erase: float = field(0.0, "how often a random rectangle is replaced by noise")
-    repeats: int = field(1, "repeated augmentation: copies of an example, next to each other in the stream")
-    workers: int = field(0, "loader processes; 0: threads of this process only")
-    threads: int = field(8, "loader threads, each one whole batch ahead; 0: in the training thread")
-    cache_gib: float = field(
-        0.0, "keep up to this much of each split in memory: crops, or with random ones JPEG files and pixels"
-    )
+    randaug_layers: int = field(2, "operations on an image with policy=randaug", least=1)
+    randaug_magnitude: int = field(10, "strength of policy=randaug; its authors' scale ends at 10", least=1)
+    jitter: float = field(0.0, "largest change of brightness, contrast, saturation; 0: none", least=0)
+    erase: float = field(0.0, "chance that a random rectangle is replaced by noise", least=0, most=1)
+    repeats: int = field(1, "repeated augmentation: copies of an example, one after another", least=1)
+    workers: int = field(0, "loader processes; 0: threads of this process only", least=0)
+    threads: int = field(8, "loader threads, each a batch ahead; 0: in the training thread", least=0)
+    cache_gib: float = field(0.0, "memory for a split's crops, or undecoded JPEGs; 0: none", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.min_area <= 1:
-            fail(f"data.min_area={self.min_area} is not in (0, 1]")
-        if not 0 <= self.erase <= 1:
-            fail(f"data.erase={self.erase} is not in [0, 1]")
-        for name in ("pad_px", "jitter", "workers", "threads", "cache_gib"):
-            at_least(f"data.{name}", getattr(self, name), 0)
-        for name in ("repeats", "randaug_layers", "randaug_magnitude"):
-            at_least(f"data.{name}", getattr(self, name), 1)
         if self.cache_gib and self.workers:
             fail(f"data.cache_gib={self.cache_gib} is for the threads of one process: set data.workers=0")
         if (self.policy != "none" or self.jitter) and self.channels not in (1, 3):
@@ -207,7 +210,7 @@ class Data(Preprocess):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim:
-    """Optimizer, learning-rate schedule, and which parameters they touch.
+    """Optimizer, learning-rate schedule, and which parameters they change.
 
     Patterns are regular expressions, searched in parameter names such as block_0/mlp/up/kernel.
     """
@@ -215,93 +218,74 @@ class Optim:
     name: Literal["adamw", "sgd", "adafactor", "lion", "lamb", "muon"] = field(
         "adamw", "rule; adafactor as in big_vision; muon is for the blocks' kernels, with adamw for the rest"
     )
-    lr: float = field(1e-3, "peak learning rate")
+    lr: float = field(1e-3, "peak learning rate", above=0)
     schedule: Literal["cosine", "linear", "rsqrt", "constant"] = field("cosine", "decay after warm-up")
-    warmup_steps: int = field(0, "steps of linear warm-up from 0")
-    cooldown_steps: int = field(0, "last steps, in which the rate is also taken linearly to 0")
-    timescale_steps: int = field(10_000, "schedule=rsqrt: lr * sqrt(this / (step - warm-up + this))")
-    momentum: float = field(0.9, "SGD, Adafactor and Muon: decay of the momentum")
-    momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "of the momentum or gradient mean")
-    beta1: float = field(0.9, "AdamW, Lion, LAMB: decay of the gradient mean")
-    beta2: float = field(
-        0.999, "AdamW, LAMB: decay of the squared mean; Adafactor: its cap; Lion: of the mean"
+    warmup_steps: int = field(0, "steps of linear warm-up from 0", least=0)
+    cooldown_steps: int = field(0, "last steps, in which the rate also falls linearly to 0", least=0)
+    timescale_steps: int = field(10_000, "schedule=rsqrt: lr * sqrt(this / (step - warm-up + this))", least=1)
+    momentum: float = rate("SGD, Adafactor, Muon: decay of the momentum", 0.9)
+    momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "dtype of momentum")
+    beta1: float = rate("AdamW, Lion, LAMB: decay of the gradient mean", 0.9)
+    beta2: float = rate(
+        "decay. AdamW, LAMB: of the squared mean; Adafactor: its cap; Lion: of the mean", 0.999
     )
-    eps: float = field(1e-8, "AdamW, LAMB: added to the root of the squared mean")
-    weight_decay: float = field(0.0, "decoupled, times the learning rate")
-    decayed: tuple[str, ...] = field(("kernel$",), "patterns of parameters that weight decay applies to")
-    layer_decay: float = field(1.0, "learning rate of a layer over that of the layer above it")
-    trained: tuple[str, ...] = field((), "patterns of parameters to train, e.g. ^head or bias$; empty: all")
-    frozen: tuple[str, ...] = field((), "patterns of parameters to leave as they are")
-    clip_norm: float = field(0.0, "largest global gradient norm; 0: no clipping")
-    sam_rho: float = field(0.0, "radius of sharpness-aware minimisation, two gradients a step; 0: none")
-    ema: float = field(0.0, "decay of a running mean of the parameters, evaluated beside them; 0: none")
+    eps: float = field(1e-8, "AdamW, LAMB: added to the root of the squared mean", least=0)
+    weight_decay: float = field(0.0, "decoupled, times the learning rate", least=0)
+    decayed: tuple[str, ...] = field(("kernel$",), "parameters that weight decay applies to", pattern=True)
+    layer_decay: float = share(1.0, "learning rate of a layer over that of the layer above it", hint=ALIKE)
+    trained: tuple[str, ...] = field((), "parameters to train, e.g. ^head or bias$; empty: all", pattern=True)
+    frozen: tuple[str, ...] = field((), "parameters to leave as they are", pattern=True)
+    clip_norm: float = field(0.0, "largest global gradient norm; 0: no clipping", least=0)
+    sam_rho: float = field(0.0, "radius of sharpness-aware minimisation (two gradients a step)", least=0)
+    ema: float = rate("decay of a running mean of the parameters, evaluated too; 0: none")
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            fail(f"optim.lr={self.lr} must be above 0")
-        for name in ("warmup_steps", "cooldown_steps", "weight_decay", "clip_norm", "sam_rho"):
-            at_least(f"optim.{name}", getattr(self, name), 0)
-        at_least("optim.timescale_steps", self.timescale_steps, 1)
-        for name in ("momentum", "beta1", "beta2", "ema"):
-            rate(f"optim.{name}", getattr(self, name))
-        if not 0 < self.layer_decay <= 1:
-            fail(f"optim.layer_decay={self.layer_decay} is not in (0, 1]: 1 trains all layers alike")
-        for name in ("decayed", "trained", "frozen"):
-            pattern(f"optim.{name}", getattr(self, name))
+        check(self, "optim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What training minimises, and what it does to a batch on the devices before."""
+    """What training minimises, and how it mixes the images of a batch on the devices."""
 
     name: Literal["softmax", "sigmoid"] = field("softmax", "cross-entropy, or one binary one a class, summed")
-    label_smoothing: float = field(0.0, "share of a label that is spread evenly over all classes")
-    mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: no mixup")
-    cutmix: float = field(0.0, "alpha of the area cut from another image; 0: no CutMix; with mixup: in turns")
-    teacher: str = field("", "distil from these weights: run, file, address or published name; empty: none")
+    label_smoothing: float = rate("share of a label spread over all classes")
+    mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: none", least=0)
+    cutmix: float = field(
+        0.0, "alpha of the area cut from another image; 0: no CutMix; with mixup: in turns", least=0
+    )
+    teacher: str = field("", "distillation teacher: run, file, address or published name; empty: none")
     distill: Literal["hard", "soft"] = field("hard", "towards the teacher's best class, or its probabilities")
-    distill_weight: float = field(0.5, "share of the distillation loss in the whole")
-    temperature: float = field(1.0, "distill=soft: divides both logits")
+    distill_weight: float = share(0.5, "share of the distillation loss in the whole", hint=NO_TEACHER)
+    temperature: float = field(1.0, "distill=soft: divides both logits", above=0)
 
     def __post_init__(self) -> None:
-        rate("loss.label_smoothing", self.label_smoothing)
-        for name in ("mixup", "cutmix"):
-            at_least(f"loss.{name}", getattr(self, name), 0)
-        if not 0 < self.distill_weight <= 1:
-            fail(f"loss.distill_weight={self.distill_weight} is not in (0, 1]: unset loss.teacher for none")
-        if self.temperature <= 0:
-            fail(f"loss.temperature={self.temperature} must be above 0")
+        check(self, "loss")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
     """Length of the run and how often it evaluates, saves and reports."""
 
-    steps: int = field(0, "optimizer steps; 0: given by epochs")
-    epochs: float = field(0.0, "passes over the training split; 0: given by steps")
-    batch_size: int = field(128, "examples a step, over all devices and hosts")
-    eval_batch_size: int = field(0, "examples an evaluation batch; 0: as batch_size")
-    eval_every: int = field(0, "steps between evaluations; 0: only at the end")
-    checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved")
-    keep: int = field(2, "newest checkpoints kept; the best is kept apart")
-    log_every: int = field(50, "steps between log lines and metrics")
-    max_skipped: int = field(
-        0, "steps with a loss or gradients that are not finite to skip before the run stops"
-    )
-    spike: float = field(0.0, "also skip steps whose loss is above this many times the usual; 0: none")
-    micro_batches: int = field(1, "parts that a batch is cut into, one after another, to save memory")
+    steps: int = field(0, "optimizer steps; 0: given by epochs", least=0)
+    epochs: float = field(0.0, "passes over the training split; 0: given by steps", least=0)
+    batch_size: int = field(128, "examples a step, over all devices and hosts", least=1)
+    eval_batch_size: int = field(0, "examples an evaluation batch; 0: as batch_size", least=0)
+    eval_every: int = field(0, "steps between evaluations; 0: only at the end", least=0)
+    checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved", least=1)
+    keep: int = field(2, "newest checkpoints kept; the best is kept apart", least=1)
+    log_every: int = field(50, "steps between log lines and metrics", least=1)
+    max_skipped: int = field(0, "steps that are not finite to skip before the run stops", least=0)
+    spike: float = field(0.0, "skip steps whose loss is above this many times the usual; 0: none", least=0)
+    micro_batches: int = field(1, "parts of a batch, computed one after another to save memory", least=1)
     scan: bool = field(False, "train one compiled block over all layers: quick to compile at any depth")
     remat: Literal["none", "full", "dots"] = field(
         "none", "what training computes twice to save memory: nothing, blocks, blocks but for weight products"
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "eval_batch_size", "eval_every", "max_skipped"):
-            at_least(f"train.{name}", getattr(self, name), 0)
+        check(self, "train")
         if bool(self.steps) == bool(self.epochs):
             fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
-        for name in ("batch_size", "checkpoint_every", "keep", "log_every", "micro_batches"):
-            at_least(f"train.{name}", getattr(self, name), 1)
         if self.spike and self.spike <= 1:
             fail(f"train.spike={self.spike} must be above 1, or 0 for no guard")
 
@@ -310,13 +294,13 @@ class Train:
 class Config:
     """A whole run."""
 
-    seed: int = field(0, "of every random choice: parameters, order, augmentation, dropout")
-    init: str = field("", "start from these weights: run, file, address or published name; empty: fresh")
+    seed: int = field(0, "decides every random choice: parameters, order, augmentation, dropout", least=0)
+    init: str = field("", "weights to start from: run, file, address or published name; empty: fresh")
     init_posemb: Literal["official", "bilinear", "bicubic", "bicubic_antialias"] = field(
         "official", "how positions of init are resized; official: align-corners bilinear"
     )
-    device: Literal["any", "cpu", "gpu", "tpu"] = field("any", "what to run on; any: the best there is")
-    fsdp: int = field(1, "devices that split parameters and optimizer state")
+    device: Literal["any", "cpu", "gpu", "tpu"] = field("any", "what to run on; any: the fastest available")
+    fsdp: int = field(1, "devices that split parameters and optimizer state", least=1)
     model: Model = section(Model)
     data: Data = section(Data)
     loss: Loss = section(Loss)
@@ -324,13 +308,12 @@ class Config:
     train: Train = section(Train)
 
     def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0)
-        at_least("fsdp", self.fsdp, 1)
+        check(self, "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What makes a tree of parameters usable: kept beside them in every checkpoint."""
+    """All that is needed to use a tree of parameters: saved beside them in every checkpoint."""
 
     model: Model = section(Model)
     preprocess: Preprocess = section(Preprocess)

@@ -1,5 +1,6 @@
 """The config: what is read, what is refused, and in which words."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -137,3 +138,98 @@ def test_what_older_runs_stored_is_read_from_where_it_was():
     stored = config.to_dict(spec)
     stored["model"] |= {"scan": True, "remat": "full"}
     assert config.parse_spec(stored) == spec
+
+
+BOUNDED = {name: f for name, f in fields.leaves(sections.Config).items() if f.metadata["bounds"]}
+STEP = 1e-6  # a float as good as at its bound
+
+
+def replaced(name, value):
+    """The section of a field, with the field at `value`."""
+    cfg = parse()
+    section, _, leaf = name.rpartition(".")
+    return dataclasses.replace(getattr(cfg, section) if section else cfg, **{leaf: value})
+
+
+def refusal(name, value):
+    """In which words a value is refused; none if it is not."""
+    try:
+        replaced(name, value)
+    except UserError as e:
+        return str(e)
+    return ""
+
+
+def around(name, bound, outwards, *, included):
+    """(a value that the bound lets through, one that it does not), of the field's own type."""
+    f = BOUNDED[name]
+    whole = f.type is int or not isinstance(f.default, float | tuple) or name == "model.stem_blocks"
+    if isinstance(f.default, tuple) and f.default and isinstance(f.default[0], float):
+        whole = False
+    step = outwards * (1 if whole else STEP)
+    pair = (bound, bound + step) if included else (bound - step, bound)
+    return [type(f.default)([v]) if isinstance(f.default, tuple) else v for v in pair]
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_every_bound_of_a_field_holds_at_both_sides(name):
+    bounds = BOUNDED[name].metadata["bounds"]
+    sides = [
+        (bounds.least, -1, True),
+        (bounds.above, -1, False),
+        (bounds.below, 1, False),
+        (bounds.most, 1, True),
+    ]
+    for bound, outwards, included in sides:
+        if bound is None:
+            continue
+        inside, outside = around(name, bound, outwards, included=included)
+        refused = refusal(name, outside)
+        assert refused.startswith(f"{name}=")
+        assert str(bounds) in refused
+        assert str(bounds) not in refusal(name, inside)  # a rule between fields may still refuse it
+
+
+def test_every_number_of_a_config_has_bounds_or_may_be_any():
+    numbers = (int, float, int | tuple[int, int], tuple[int, ...], tuple[float, ...])
+    free = {n for n, f in fields.leaves(sections.Config).items() if f.type in numbers} - set(BOUNDED)
+    assert free == {"model.head_bias", "data.mean"}
+
+
+def test_every_pattern_is_checked():
+    found = [n for n, f in fields.leaves(sections.Config).items() if f.metadata["pattern"]]
+    assert found == ["optim.decayed", "optim.trained", "optim.frozen"]
+    for name in found:
+        with pytest.raises(UserError, match="is not a regular expression"):
+            replaced(name, ("(",))
+
+
+def test_help_shows_the_bounds():
+    text = fields.describe(sections.Config)
+    assert "--config.model.dropout=0.0  (in [0, 1))" in text
+    assert "--config.train.batch_size=128  (at least 1)" in text
+    assert "--config.optim.lr=0.001  (above 0)" in text
+    assert "--config.data.min_area=0.05  (in (0, 1])" in text
+
+
+def test_the_lists_of_what_may_differ_follow_from_the_roles_of_fields():
+    assert {
+        *(
+            "image_size",
+            "posemb_class_slot",
+            "dropout",
+            "stochastic_depth",
+            "head_bias",
+            "dtype",
+            "layer_scale",
+        )
+    } == sections.UNTOLD
+    assert {
+        *("image_size", "classes", "pre_logits", "dropout", "stochastic_depth", "head_bias", "layer_scale"),
+        "dtype",
+    } == sections.FREE
+    assert sections.MIXER_ONLY == {
+        **{"heads": 1, "stem_width": 0, "mlp": "gelu", "class_token": False, "distill_token": False},
+        **{"registers": 0, "posemb": "none", "pooling": "gap", "pre_logits": 0, "qk_norm": False},
+        "layer_scale": 0.0,
+    }

@@ -10,25 +10,13 @@ from vit_jax.config import parse, parse_spec
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import checkpoint
-from vit_jax.sections import Config, Model, Spec
+from vit_jax.sections import FREE, Config, Model, Spec
 from vit_jax.weights import adapt, posemb
 from vit_jax.weights.adapt import Weights
 from vit_jax.weights.fetch import is_model_folder
 from vit_jax.weights.load import read as read_file
 from vit_jax.weights.report import Report
 from vit_jax.weights.save import flatten
-
-# What a model may differ in from the weights that it starts from: training, and what `read` adapts.
-FREE = {
-    "image_size",
-    "classes",
-    "pre_logits",
-    "dropout",
-    "stochastic_depth",
-    "head_bias",
-    "layer_scale",
-    "dtype",
-}
 
 
 def read(

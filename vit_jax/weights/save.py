@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vit_jax.fields import fail
-from vit_jax.sections import Model, Preprocess
+from vit_jax.sections import UNTOLD, Model, Preprocess
 from vit_jax.weights import (
     big_vision,
     hub,
@@ -30,18 +30,6 @@ DIALECTS = {
     ("big_vision", "vit"): big_vision.VIT,
     ("big_vision", "mixer"): big_vision.MIXER,
 }
-# Of training, or of how the class token's position is kept: not told by a file, and not needed to use it.
-UNTOLD = {
-    "image_size",
-    "posemb_class_slot",
-    "dropout",
-    "stochastic_depth",
-    "head_bias",
-    "dtype",
-    "layer_scale",
-}
-
-
 NPZ_DIALECTS = ("official", "big_vision")
 TORCH_DIALECTS = {"timm": timm.TIMM, "dinov2": timm.DINOV2, "huggingface": huggingface.FAMILIES}
 NUMERICS = ("gelu", "norm_eps")
