@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 from vit_jax.fields import at_least, check, fail, field, rate, section, share, with_role
 
-TRAINING: Any = {
-    "in_file": False,
-    "may_differ": True,
-}  # roles of a field that says how a model is trained or used
+# Roles of a field that says how a model is trained or used, not what it is.
+TRAINING: Any = {"in_file": False, "may_differ": True}
 ALIKE, NO_TEACHER = "1 trains all layers alike", "unset loss.teacher for none"
 
 

@@ -1,0 +1,63 @@
+"""The house: its map is true, its files can be read whole, and every room has its place in the layers."""
+
+import ast
+import re
+import tomllib
+
+import pytest
+from paths import ROOT
+
+PACKAGE = ROOT / "vit_jax"
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+MOST_LINES = 320
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_can_be_read_whole(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_map_of_the_readme_names_every_module_and_nothing_else():
+    readme = (ROOT / "README.md").read_text()
+    (listed,) = re.findall(r"```\ntrain\.py .*?```", readme, flags=re.S)
+    rooms = dict.fromkeys(("models", "weights", "data", "training", "run", "analysis", "cli"), "")
+    for room in rooms:
+        (rooms[room],) = re.findall(rf"\n  {room}/ (.*?)(?=\n  \w|\ntests/)", listed, flags=re.S)
+    for path in MODULES:
+        text = rooms.get(path.parent.name, listed)
+        assert re.search(rf"\b{path.stem}\b", text), path
+    for name in re.findall(r"[\w/]+\.py", listed):
+        assert list(ROOT.glob(name)) or list(PACKAGE.rglob(name)) or list(ROOT.glob(f"*/{name}")), name
+
+
+def test_every_room_has_its_place_in_the_layers():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
+    placed = {name.strip() for layer in layers for name in layer.split("|")}
+    found = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert {name.removeprefix("vit_jax.") for name in placed} == found - {"__init__"}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in MODULES}
+    imports = {name: _imports(path) & names.keys() for name, path in names.items()}
+    while free := [name for name, found in imports.items() if not found & imports.keys()]:
+        for name in free:
+            del imports[name]
+    assert not imports
+
+
+def _imports(path):
+    """Modules imported when `path` is: not those inside functions, nor for type checkers alone."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_tests_lie_in_folders_of_rooms():
+    rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir()} | {"config", "benchmarks", "house"}
+    assert {p.parent.name for p in (ROOT / "tests").rglob("test_*.py")} <= rooms
