@@ -63,11 +63,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.workdir is None and not args.plan:
         raise UserError("--workdir is missing: the folder of the run, continued if it exists")
     if args.plan and args.sweep:
-        raise UserError("--plan tells of one run: leave --sweep out")
+        raise UserError("--plan describes one run: leave --sweep out")
     if args.sweep_index is not None and not args.sweep:
-        raise UserError("--sweep_index is of a --sweep: give one")
+        raise UserError("--sweep_index requires --sweep")
     if not args.plan and (args.json or args.device_memory_gib is not None):
-        raise UserError("--json and --device_memory_gib are of --plan: add it")
+        raise UserError("--json and --device_memory_gib require --plan")
     if args.device_memory_gib is not None and not 0 < args.device_memory_gib < float("inf"):
         raise UserError(f"--device_memory_gib={args.device_memory_gib} must be above 0, and finite")
 
@@ -115,19 +115,19 @@ def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
 
     data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None
-    told = plan.make(cfg, data, limit_bytes=limit)
-    print(json.dumps(told._asdict()) if args.json else plan.show(told))
+    planned = plan.make(cfg, data, limit_bytes=limit)
+    print(json.dumps(planned._asdict()) if args.json else plan.show(planned))
     return 0
 
 
 def _address(args: argparse.Namespace) -> Any:
-    """(coordinator, process id, processes) if told. Raises UserError if told in part."""
-    told = (args.coordinator, args.process_id, args.processes)
-    if told.count(None) not in (0, 3):
+    """(coordinator, process id, processes), or None if none is given. Raises UserError for some of them."""
+    given = (args.coordinator, args.process_id, args.processes)
+    if given.count(None) not in (0, 3):
         raise UserError("--coordinator, --process_id and --processes go together: give all three or none")
     if args.coordinator and not args.coordinator.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator={args.coordinator} has no port: give host:port of process 0")
-    return None if None in told else told
+    return None if None in given else given
 
 
 if __name__ == "__main__":

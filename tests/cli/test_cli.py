@@ -50,10 +50,10 @@ def test_help_has_examples(command):
         ("--workdir", "argument --workdir: expected one argument"),
         ("--workdir=", "a path on the command line is empty"),
         ("--config_change=maybe --workdir=x", "invalid choice: 'maybe'"),
-        ("--plan --sweep config.seed=1,2", "--plan tells of one run"),
-        ("--workdir=x --sweep_index 0", "--sweep_index is of a --sweep"),
+        ("--plan --sweep config.seed=1,2", "--plan describes one run"),
+        ("--workdir=x --sweep_index 0", "--sweep_index requires --sweep"),
         ("--workdir=x --coordinator here --process_id 0 --processes 2", "--coordinator=here has no port"),
-        ("--workdir=x --json", "are of --plan"),
+        ("--workdir=x --json", "require --plan"),
         ("--plan --device_memory_gib nan", "--device_memory_gib=nan must be above 0"),
     ],
 )

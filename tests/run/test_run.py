@@ -178,7 +178,7 @@ def test_a_run_from_the_start_has_no_best_of_before(tmp_path, capsys):
     loop.run(tiny(), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     loop.run(tiny(), tmp_path)
-    assert "is of a run whose checkpoints are gone: set aside" in capsys.readouterr().out
+    assert "was left by a run whose checkpoints are gone: set aside" in capsys.readouterr().out
     assert checkpoint.steps_in(tmp_path / "best")
 
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused_and_kept(tmp_path):
     tree.update(config.to_dict(tiny()))
     tree.optim.name = "sgd"
     with pytest.raises(
-        UserError, match=r"checkpoints/60 is of another model or optimizer: .* use another --workdir"
+        UserError, match=r"checkpoints/60 belongs to another model or optimizer: .* use another --workdir"
     ):
         loop.run(config.parse(tree), tmp_path, accept_change=True)
     assert checkpoint.steps_in(tmp_path / "checkpoints")[-1] == 60

@@ -21,7 +21,7 @@ PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: --help tells what is wanted")
+        raise UserError(f"{message}: --help lists what is accepted")
 
 
 def make_parser(description: str | None, examples: str) -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def output_path(*endings: str) -> Callable[[str], Path]:
 
 def run_command(main: Callable[[], int | None]) -> int:
     """Exit code of `main`; 2 after a UserError, whose message goes to stderr. Ctrl-C exits with 130."""
-    if sys.stdout is None:  # closed by whoever started us
+    if sys.stdout is None:  # closed by the parent process
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where it is ignored, as after nohup

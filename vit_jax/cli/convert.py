@@ -11,7 +11,7 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.convert dinov2_folder dinov2.safetensors --dialect timm
 
 A file's GELU and epsilon are those of its family. Where the new family has others, nothing is written, unless
-it is a folder whose config.json tells them, or --numerics theirs accepts what its readers will compute.
+it is a folder whose config.json states them, or --numerics theirs accepts what its readers will compute.
 """
 
 

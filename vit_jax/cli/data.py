@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def describe(source: Source, cfg: Config) -> dict[str, Any]:
-    """Counts by class and by image size. What only reading can tell is told of the first COUNTED examples."""
+    """Counts by class and by image size; where that needs reading, for the first COUNTED examples alone."""
     known = source.labels()
     looked = range(min(source.size, COUNTED))
     sizes: Counter[tuple[int, int]] = Counter()

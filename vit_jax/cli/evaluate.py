@@ -93,8 +93,8 @@ def _check_classes(data: Sequence[str], model: Sequence[str], classes: int) -> N
         )
     other = [(a, b) for a, b in zip(data, model, strict=False) if a != b]
     if other:
-        told = f"{len(other)} of {classes} classes have other names in the data than in the model"
-        print(f"note: {told}, the first {other[0][0]!r} and {other[0][1]!r}", file=sys.stderr)
+        differ = f"{len(other)} of {classes} classes have other names in the data than in the model"
+        print(f"note: {differ}, the first {other[0][0]!r} and {other[0][1]!r}", file=sys.stderr)
 
 
 def _facts(found: Any, names: list[str]) -> dict[str, Any]:

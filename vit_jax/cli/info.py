@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts on one screen; sections of the training config that are told above are left out."""
+    """The facts on one screen; without the sections of the training config that stand above."""
     model, seen = facts["model"], facts["preprocess"]
     tokens = [name for name in ("class_token", "distill_token") if model[name]]
     tokens += [f"{model['registers']} registers"] if model["registers"] else []
@@ -78,7 +78,9 @@ def text(facts: dict[str, Any]) -> str:
 
 def _result(run: Path) -> dict[str, Any] | None:
     """The last evaluation in a run's metrics."""
-    path = run / "metrics.jsonl"
+    from vit_jax.run.workdir import Workdir
+
+    path = Workdir(run).metrics
     if not path.is_file():
         return None
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -51,7 +51,7 @@ def main() -> None:
         raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
     batches = _batches(_expand(args.images))
     batch = next(batches, [])
-    images = [read_image(path) for path in batch]  # a bad first image is told before the model is loaded
+    images = [read_image(path) for path in batch]  # a bad first image stops here, before the model is loaded
     loaded = vit_jax.load(args.ref)
     panels: list[tuple[Image.Image, str]] = []
     while batch:

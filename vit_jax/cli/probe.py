@@ -27,15 +27,15 @@ same weights, preprocessing and files, without augmentation, and kept in --cache
 
 k-NN (cosine; plain votes, and weighted as DINO's) looks among the whole train split. A tenth of that split is
 held out from the other probes: it chooses the l2 of the few-shot ridge regressions (mean of 3 draws), and the
-one linear head of all that is then told on the eval split. The eval split chooses nothing. Linear heads of
-every block, pooling, learning rate and weight decay are trained at once. Where the model itself was trained
-on that train split, its features know the held-out examples, and accuracy on them flatters.
+one linear head of all that is then measured on the eval split. The eval split chooses nothing. Linear heads
+of every block, pooling, learning rate and weight decay are trained at once. Where the model itself was
+trained on that train split, its features know the held-out examples, and accuracy on them flatters.
 """
 HELD_OUT = 0.1  # of the train split
 FEWEST = 20  # training examples that can be split
 L2 = tuple(
     2.0**i for i in range(-10, 21, 3)
-)  # features have deviation 1: sums of squares are of the examples
+)  # features have deviation 1: sums of squares grow with the examples
 LAYERS = 4  # as DINO's linear evaluation, arXiv:2104.14294
 HEADER = ("probe", "features", "chosen", "held out", "eval split")
 Row = tuple[str, str, str, str, str]
@@ -189,8 +189,8 @@ def _linear(
     grid = list(itertools.product(args.lr, args.weight_decay))
     rates, decays = map(np.array, zip(*grid, strict=True))
     parts = (stacked(train, kept), stacked(train, held), stacked(test, slice(None)))
-    told = {"classes": classes, "epochs": args.epochs, "seed": args.seed}
-    found = probes.linear(*parts, rates=rates, decays=decays, **told)
+    fixed = {"classes": classes, "epochs": args.epochs, "seed": args.seed}
+    found = probes.linear(*parts, rates=rates, decays=decays, **fixed)
     best = [int(hits.argmax()) for hits in found.held_out]
     best[found.column] = found.head  # among equals, the one that was chosen
     low, high = statistics.bootstrap_interval(found.correct)
@@ -227,7 +227,7 @@ def rows(facts: dict[str, Any]) -> list[Row]:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The table with columns in line, and what its figures are of."""
+    """The table with aligned columns, and which examples its figures come from."""
     table = [HEADER, *rows(facts)]
     widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
     lines = [

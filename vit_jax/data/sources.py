@@ -113,7 +113,7 @@ def folder(cfg: Data, *, train: bool) -> Source:
 def files_of(cfg: Data) -> list[tuple[str, int, int]]:
     """(path, bytes, time of change in ns) of every file that `cfg` may read, sorted.
 
-    Equal lists are the same examples, as far as can be told without reading them.
+    Equal lists mean the same examples, as far as is known without reading them.
     """
     if cfg.name == "digits":
         return []

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from vit_jax.errors import UserError
+from vit_jax.run.workdir import Workdir
 
 PARAMS, REST, RECORD = "params", "rest", "record"
 OWN = {"step", "shapes", "digests"}  # what `Checkpoints.save` adds to a record
@@ -85,10 +86,10 @@ class Checkpoints:
             raise _save_failed(self.directory, e) from e
 
     def _set_aside(self, step: int) -> None:
-        # Out of the numbered steps, so that the step can be saved again; kept, for whoever wants to look.
+        # Moved, so that the step can be saved again; not deleted, so that it can be looked at.
         _together(f"all have seen {step}")
         if jax.process_index() == 0:
-            target = self.directory.parent / "unsound" / f"{self.directory.name}-{step}"
+            target = Workdir(self.directory.parent).unsound / f"{self.directory.name}-{step}"
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(target)
@@ -97,7 +98,7 @@ class Checkpoints:
 
 
 class Best(Checkpoints):
-    """The one step whose parameters hit most; what cannot be used is set aside and noticed."""
+    """The step with the best top-1; one that cannot be used is set aside with a notice."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, keep=1)
@@ -111,8 +112,8 @@ class Best(Checkpoints):
         self._forget(unusable)
 
     def begin_anew(self) -> None:
-        """What is there is of a run whose checkpoints are gone: it is set aside."""
-        why = "checkpoint {} is of a run whose checkpoints are gone"
+        """Set aside a best left by a run whose checkpoints are gone."""
+        why = "checkpoint {} was left by a run whose checkpoints are gone"
         self._forget({step: why.format(self.directory / str(step)) for step in steps_in(self.directory)})
 
     def _forget(self, unusable: dict[int, str]) -> None:
@@ -122,24 +123,24 @@ class Best(Checkpoints):
             self.notices.append(f"{why}: set aside")
 
     def save(self, step: int, record: dict[str, Any], **trees: Any) -> None:
-        """As of any checkpoint: it takes the place of the one before."""
+        """Save as any checkpoint; it replaces the best before it."""
         super().save(step, record, **trees)
         self.top1 = record["metrics"]["top1"]
 
 
 def _top1(step_dir: Path) -> float:
-    """Of the last evaluation of a step that holds parameters. Raises UserError if it is not told."""
+    """Top-1 recorded with a step. Raises UserError if the step has no parameters or no such record."""
     record = read_record(step_dir)
     if not (step_dir / PARAMS).is_dir():
         raise UserError(f"checkpoint {step_dir} has no {PARAMS}")
     try:
         return float(record["metrics"]["top1"])
     except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"checkpoint {step_dir} does not tell its metrics") from e
+        raise UserError(f"checkpoint {step_dir} has no recorded top-1") from e
 
 
 def _together(where: str) -> None:
-    """All processes come here before one goes on."""
+    """Barrier across processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
@@ -184,8 +185,8 @@ def read(step_dir: Path, **abstract: Any) -> tuple[dict[str, Any], dict[str, Any
 
 def shapes(tree: Any) -> dict[str, str]:
     """{path: float32[16,8]} of a tree of arrays or abstract arrays."""
-    told = lambda x: f"{x.dtype}[{','.join(map(str, x.shape))}]"
-    return {jax.tree_util.keystr(p): told(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    describe = lambda x: f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return {jax.tree_util.keystr(p): describe(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _check_shapes(step_dir: Path, name: str, *, stored: dict[str, str], wanted: dict[str, str]) -> None:
@@ -193,8 +194,8 @@ def _check_shapes(step_dir: Path, name: str, *, stored: dict[str, str], wanted: 
     if other:
         first = other[0]
         raise OtherState(
-            f"checkpoint {step_dir} is of another model or optimizer: {len(other)} arrays differ, such as "
-            f"{name}{first}, {stored.get(first, 'missing')} and not {wanted.get(first, 'there')}: "
+            f"checkpoint {step_dir} belongs to another model or optimizer: {len(other)} arrays differ, "
+            f"such as {name}{first}, {stored.get(first, 'missing')} and not {wanted.get(first, 'there')}: "
             "use another --workdir, or --config.init to start from its parameters"
         )
 
@@ -206,7 +207,7 @@ def digest(tree: Any) -> dict[str, int]:
 
 
 def compile_digests(trees: dict[str, Any]) -> None:
-    """What the first `digest` of each tree would compile; leaves are arrays, or their shapes and layout."""
+    """Compile what `digest` of each tree needs; leaves are arrays, or their shapes and layout."""
     for tree in trees.values():
         _digests.lower(tree).compile()
 
@@ -226,7 +227,7 @@ def _digest_leaf(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _errors_once() -> None:
-    """Leave to the exception what Orbax, when a file fails, tells many times on its way.
+    """Leave a failed file to the exception: Orbax would also log it many times.
 
     It logs each error that it raises, and closes event loops that results of other files still come to,
     which Python reports as errors that nobody can catch.
@@ -236,10 +237,10 @@ def _errors_once() -> None:
     )
     before = sys.unraisablehook
 
-    def hook(told: Any) -> None:
-        late = isinstance(told.exc_value, RuntimeError) and str(told.exc_value) == "Event loop is closed"
-        if not late or told.object is not None:
-            before(told)
+    def hook(error: Any) -> None:
+        late = isinstance(error.exc_value, RuntimeError) and str(error.exc_value) == "Event loop is closed"
+        if not late or error.object is not None:
+            before(error)
 
     sys.unraisablehook = hook
 

@@ -12,12 +12,12 @@ class Clock:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Forget what was before `step`."""
+        """Start to count at `step`."""
         self._step, self._start, self._waited = step, time.perf_counter(), 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time inside is waited for data."""
+        """Count the enclosed time as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start

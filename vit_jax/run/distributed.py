@@ -16,7 +16,7 @@ HEARTBEAT_S = 60  # after which the others end, if one process is gone
 
 
 def join(address: tuple[str, int, int] | None) -> None:
-    """Start jax.distributed where the environment tells of several processes, or at `address`; else nothing.
+    """Start jax.distributed if the environment names several processes, or at `address`; else do nothing.
 
     `address` is (host:port of process 0, which process this is, how many there are).
     TPU pods, SLURM and Open MPI are found by jax itself. To be called before any other use of jax. Raises
@@ -34,7 +34,7 @@ def join(address: tuple[str, int, int] | None) -> None:
 
 
 def expected(environment: os._Environ[str] | dict[str, str]) -> bool:
-    """Whether the environment is that of one of several processes: a TPU pod, srun, or mpirun."""
+    """Whether this is one of several processes that a TPU pod, srun or mpirun has started."""
     hosts = environment["TPU_WORKER_HOSTNAMES"].split(",") if "TPU_WORKER_HOSTNAMES" in environment else []
     counts = [environment[k] for k in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE") if k in environment]
     # Without SLURM_STEP_ID the script of a batch job is a single process, whatever the job's size.

@@ -75,7 +75,7 @@ def run(
         state, metrics = first_state.begin(checkpoints, setup, weights)
         if not int(state.step):
             best.begin_anew()
-        with Reporter(workdir, step=int(state.step), steps=setup.steps, active=primary) as report:
+        with Reporter(folder, step=int(state.step), steps=setup.steps, active=primary) as report:
             loop = _Loop(setup, data, teacher_params, checkpoints, best, report)
             loop.introduce(int(state.step))
             with distributed.stop_signals() as stop:
@@ -105,7 +105,7 @@ def _memory_for(cfg: Config) -> Iterator[None]:
             f"out of device memory with train.batch_size={cfg.train.batch_size}, "
             f"train.remat={cfg.train.remat}, fsdp={cfg.fsdp}: use "
             f"train.micro_batches={cfg.train.micro_batches * 2}, train.remat=full, a larger fsdp or a "
-            "smaller batch; --plan tells which of them fits"
+            "smaller batch; --plan says which of them fits"
         ) from e
 
 
@@ -119,7 +119,7 @@ class _Loop:
     report: Reporter
 
     def introduce(self, step: int) -> None:
-        """What is about to happen, after what was noticed on the way here."""
+        """Say the notices of set-up, then what the run will do."""
         setup, say = self.setup, self.report.say
         for notice in (*self.checkpoints.notices, *self.best.notices):
             say(notice)
@@ -169,7 +169,7 @@ class _Loop:
         return Outcome(step, metrics, stopped)
 
     def _due(self, step: int) -> bool:
-        """Whether anything is told or kept of a step."""
+        """Whether a step is logged, evaluated or saved."""
         cfg = self.setup.cfg.train
         often = (cfg.log_every, cfg.checkpoint_every, cfg.eval_every)
         return step == self.setup.steps or any(n and step % n == 0 for n in often)
@@ -214,7 +214,7 @@ class _Loop:
     def _evaluate(self, state: State, step: int) -> dict[str, float]:
         """Measure the evaluation split, and keep the parameters if none before were better.
 
-        The running mean is measured beside the parameters; the metrics are of whichever hits more.
+        The running mean is measured beside the parameters; the better of the two gives the metrics.
         """
         best_metrics, best_params = self._measure(state.params, step, "eval")
         if state.ema is not None:

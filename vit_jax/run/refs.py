@@ -10,6 +10,7 @@ from vit_jax.config import parse, parse_spec
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import checkpoint
+from vit_jax.run.workdir import Workdir
 from vit_jax.sections import FREE, Config, Model, Spec
 from vit_jax.weights import adapt, posemb
 from vit_jax.weights.adapt import Weights
@@ -83,7 +84,8 @@ def step_dir(ref: Path) -> Path:
     """The step that a run directory stands for: its best, else its newest. Raises UserError."""
     if (ref / checkpoint.PARAMS).is_dir():
         return ref
-    for folder in (ref / "best", ref / "checkpoints", ref):
+    run = Workdir(ref)
+    for folder in (run.best, run.checkpoints, ref):
         steps = checkpoint.steps_in(folder)
         if steps:
             return folder / str(steps[-1])

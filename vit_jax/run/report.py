@@ -1,4 +1,4 @@
-"""What a run tells: console, log.txt, metrics.jsonl, TensorBoard and curves.png. One process writes."""
+"""Reports of a run: console, log.txt, metrics.jsonl, TensorBoard and curves.png. One process writes."""
 
 import json
 import logging
@@ -13,35 +13,35 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vit_jax.errors import UserError
 from vit_jax.run.tensorboard import Scalars
+from vit_jax.run.workdir import Workdir
 
 CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1")))
 
 
 class Reporter:
-    """Writes of one run in `workdir`, continued after `step`: what was written for later steps is dropped."""
+    """Writes of one run in `folder`, continued after `step`: what was written for later steps is dropped."""
 
-    def __init__(self, workdir: Path, *, step: int, steps: int, active: bool) -> None:
+    def __init__(self, folder: Workdir, *, step: int, steps: int, active: bool) -> None:
         self._active = active
         if not active:
             return
-        self._workdir = workdir
-        self._metrics = workdir / "metrics.jsonl"
+        self._metrics, self._curves = folder.metrics, folder.curves
         _keep_until(self._metrics, step)  # may raise: nothing is open yet
         self._console = Console(highlight=False, soft_wrap=True)
         self._live = sys.stdout.isatty()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, disable=not self._live)
         self._task = self._progress.add_task("training", total=steps, completed=step)
-        self._log = (workdir / "log.txt").open("a", buffering=1)
+        self._log = folder.log.open("a", buffering=1)
         self._news = self._metrics.exists()  # since the last drawing
         self._drawing: Future[None] | None = None
         self._artist = ThreadPoolExecutor(1, thread_name_prefix="curves")
-        self._tensorboard = Scalars(workdir / "tensorboard", step=step + 1)
+        self._tensorboard = Scalars(folder.tensorboard, step=step + 1)
         self._progress.start()
         self._warnings = _Lines(self)
         self._logger = logging.getLogger("vit_jax")
         self._logger.addHandler(self._warnings)
-        self._logger.propagate = False  # the root's handler would tell them again
+        self._logger.propagate = False  # the root's handler would print them again
 
     def say(self, text: str) -> None:
         """One line to the console and to log.txt."""
@@ -78,7 +78,7 @@ class Reporter:
             self._tensorboard.flush()
             self._finish_drawing()
             lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-            self._drawing = self._artist.submit(_draw, lines, self._workdir / "curves.png")
+            self._drawing = self._artist.submit(_draw, lines, self._curves)
 
     def _finish_drawing(self) -> None:
         if self._drawing is not None:

@@ -24,8 +24,8 @@ def run(
 ) -> int | None:
     """Train each point, or that of `index` alone, then write the table. Returns a signal that ended it early.
 
-    A finished run is skipped, an interrupted one continued; one that fails is told in the table. `compiled`
-    is told of each run as `loop.run` says.
+    A finished run is skipped, an interrupted one continued; the table says which failed. `compiled` is called
+    for each run as `loop.run` says.
     """
     if index is not None and not 0 <= index < len(points):
         raise UserError(f"--sweep_index={index} is not one of the {len(points)} runs, 0 to {len(points) - 1}")

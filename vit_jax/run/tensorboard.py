@@ -1,6 +1,6 @@
 """Scalars for TensorBoard.
 
-Written where they are told: tensorboardX's own SummaryWriter does it in a thread and once more at exit, where
+Written at once: tensorboardX's own SummaryWriter does it in a thread and once more at exit, where
 a full disk is an error that nobody can catch.
 """
 
@@ -23,13 +23,15 @@ class Scalars:
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One event with all values."""
-        told = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._file.write_event(Event(wall_time=time.time(), step=step, summary=told))
+        summary = Summary(
+            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
+        self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
-        """To the disk."""
+        """Flush to the disk."""
         self._file.flush()
 
     def close(self) -> None:
-        """To the disk, and no more."""
+        """Flush to the disk and close the file."""
         self._file.close()

@@ -24,6 +24,10 @@ class Workdir:
         self.config = path / "config.json"
         self.checkpoints = path / "checkpoints"  # numbered steps
         self.best = path / "best"  # the one step of the highest top-1
+        self.unsound = path / "unsound"  # steps that were set aside
+        self.metrics = path / "metrics.jsonl"
+        self.log = path / "log.txt"
+        self.tensorboard = path / "tensorboard"
         self.curves = path / "curves.png"
 
     def claim(self, cfg: Config, *, accept_change: bool) -> None:
