@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-from runs import CONFIG_FILE, final_digests, read_until, start, untimed_metrics
+from tiny_run import CONFIG_FILE, final_digests, read_until, start, untimed_metrics
 
 from vit_jax.run import checkpoint
 

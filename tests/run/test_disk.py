@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from runs import CONFIG_FILE, final_digests, read_until, start
+from tiny_run import CONFIG_FILE, final_digests, read_until, start
 
 from vit_jax.run import checkpoint
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 from PIL import Image
-from runs import tiny
+from tiny_run import tiny
 
 import vit_jax
 from vit_jax.data import sources

@@ -12,7 +12,7 @@ import sys
 import jax
 import pytest
 from paths import ROOT
-from runs import tiny
+from tiny_run import tiny
 
 from vit_jax import config
 from vit_jax.data import loader, sources

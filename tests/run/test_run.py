@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from runs import CONFIG_FILE, final_digests, read_until, start, tiny, untimed_metrics
 from tensorboardX.proto.event_pb2 import Event
+from tiny_run import CONFIG_FILE, final_digests, read_until, start, tiny, untimed_metrics
 
 import vit_jax
 from vit_jax import config

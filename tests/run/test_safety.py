@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from batches import TINY, make_batch
-from runs import tiny
+from tiny_run import tiny
 
 from vit_jax import config
 from vit_jax.data import loader, sources

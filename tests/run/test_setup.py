@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from runs import tiny
+from tiny_run import tiny
 
 from vit_jax import config
 from vit_jax.data import sources

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cells import FIELDS, FORMS, STEPS, held_bytes, losses
 from paths import ROOT
-from runs import CONFIG_FILE, read_until, tiny
+from tiny_run import CONFIG_FILE, read_until, tiny
 
 from vit_jax import config
 from vit_jax.data import sources
