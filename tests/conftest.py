@@ -16,6 +16,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--golden-update", action="store_true", help="renew the texts in tests/golden/configs")
+
+
 @pytest.fixture(scope="module")
 def optax_dtypes():
     """Usual dtype promotion, for modules that take whole train steps: optax itself promotes."""

@@ -1,15 +1,12 @@
 """Every config file, in every recipe, builds: shapes only, no memory."""
 
-from pathlib import Path
-
 import jax
 import pytest
+from config_files import FILES, RECIPES
 
 from vit_jax import config
 from vit_jax.models import build, variants
 
-FILES = sorted(p for p in Path("configs").glob("*.py") if p.stem != "recipes")
-RECIPES = [(p, arg) for p in FILES for arg in (["", "finetune"] if p.stem != "quickstart" else [""])]
 COUNTS = {"vit_b16": 86_567_656, "hybrid_r26_s32": 36_431_912, "mixer_b16": 59_880_472}  # 1,000 classes
 
 
