@@ -23,6 +23,9 @@ def sigmoid(logits_bc: jax.Array, target_bc: jax.Array) -> jax.Array:
     return -(target_bc * yes_bc + (1.0 - target_bc) * no_bc).sum(axis=1)
 
 
+KINDS = {"softmax": softmax, "sigmoid": sigmoid}  # by `Loss.name`
+
+
 def soft_distillation(logits_bc: jax.Array, teacher_bc: jax.Array, *, temperature: float) -> jax.Array:
     """t^2 KL(softmax(teacher/t) || softmax(logits/t)). arXiv:2012.12877 eq. 2, arXiv:1503.02531."""
     log_p_bc = jax.nn.log_softmax(logits_bc.astype(jnp.float32) / temperature)

@@ -1,6 +1,7 @@
 """Optimizers, on optax."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ def make(cfg: Optim, steps: int) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(cfg.weight_decay, lambda params: tables.decayed(params, cfg))
     parts = [
         clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity(),
-        _rule(cfg),
+        RULES[cfg.name](cfg),
         decay if cfg.weight_decay else optax.identity(),
         _each_layer(optax.scale_by_trust_ratio()) if cfg.name == "lamb" else optax.identity(),
         _scale_layers(cfg.layer_decay) if cfg.layer_decay < 1 else optax.identity(),
@@ -69,20 +70,6 @@ def follow(mean: Any, params: Any, decay: float) -> Any:
     return jax.tree.map(lambda m, p: m + (1 - decay) * (p - m), mean, params)
 
 
-def _rule(cfg: Optim) -> optax.GradientTransformation:
-    dtype = jnp.dtype(cfg.momentum_dtype)
-    adam = lambda: optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=dtype)
-    rules = {
-        "adamw": adam,
-        "sgd": lambda: optax.trace(cfg.momentum, accumulator_dtype=dtype),
-        "adafactor": lambda: _each_layer(_adafactor(cfg)),
-        "lion": lambda: optax.scale_by_lion(cfg.beta1, cfg.beta2, mu_dtype=dtype),
-        "lamb": adam,
-        "muon": lambda: _each_layer(_muon(cfg, adam())),
-    }
-    return rules[cfg.name]()
-
-
 def _each_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
     """`rule`, which looks at a whole array, applied to each of the layers that are in one array."""
 
@@ -103,6 +90,10 @@ def _each_layer(rule: optax.GradientTransformation) -> optax.GradientTransformat
         return jax.vmap(rule.update, in_axes=mapped, out_axes=mapped[:2])(updates, state, params)
 
     return optax.GradientTransformation(init, update)
+
+
+def _adam(cfg: Optim) -> optax.GradientTransformation:
+    return optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=jnp.dtype(cfg.momentum_dtype))
 
 
 def _adafactor(cfg: Optim) -> optax.GradientTransformation:
@@ -140,3 +131,14 @@ def _scale_layers(decay: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda scale, u: u * scale, tables.layer_scales(updates, decay), updates)
 
     return optax.stateless(update)
+
+
+# For each `Optim.name`, how gradients become updates before decay and learning rate.
+RULES: dict[str, Callable[[Optim], optax.GradientTransformation]] = {
+    "adamw": _adam,
+    "sgd": lambda cfg: optax.trace(cfg.momentum, accumulator_dtype=jnp.dtype(cfg.momentum_dtype)),
+    "adafactor": lambda cfg: _each_layer(_adafactor(cfg)),
+    "lion": lambda cfg: optax.scale_by_lion(cfg.beta1, cfg.beta2, mu_dtype=jnp.dtype(cfg.momentum_dtype)),
+    "lamb": _adam,  # its trust ratio comes after decay, in `make`
+    "muon": lambda cfg: _each_layer(_muon(cfg, _adam(cfg))),
+}

@@ -1,11 +1,21 @@
 """Learning rates as functions of the step."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from vit_jax.errors import UserError
 from vit_jax.sections import Optim
+
+# For each `Optim.schedule`, the share of the peak rate at `t` of the steps after warm-up, from 0 to 1.
+DECAYS: dict[str, Callable[[jax.Array, int, int], jax.Array]] = {
+    "cosine": lambda t, *_: (1 + jnp.cos(jnp.pi * jnp.minimum(t, 1.0))) / 2,
+    "linear": lambda t, *_: 1 - jnp.minimum(t, 1.0),
+    "rsqrt": lambda t, length, timescale: jax.lax.rsqrt(t * length / timescale + 1),
+    "constant": lambda t, *_: jnp.ones_like(t),
+}
 
 
 def make(cfg: Optim, steps: int) -> optax.Schedule:
@@ -22,16 +32,12 @@ def make(cfg: Optim, steps: int) -> optax.Schedule:
             else f"optim.warmup_steps={cfg.warmup_steps} and optim.cooldown_steps={cfg.cooldown_steps} "
             f"leave nothing of the {steps} steps: use fewer"
         )
-    decays = {
-        "cosine": lambda t: (1 + jnp.cos(jnp.pi * jnp.minimum(t, 1.0))) / 2,
-        "linear": lambda t: 1 - jnp.minimum(t, 1.0),
-        "rsqrt": lambda t: jax.lax.rsqrt(t * (steps - cfg.warmup_steps) / cfg.timescale_steps + 1),
-        "constant": lambda t: jnp.ones_like(t),
-    }
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         now = jnp.asarray(step, jnp.float32)
-        decay = decays[cfg.schedule](jnp.maximum(now - cfg.warmup_steps, 0.0) / (steps - cfg.warmup_steps))
+        length = steps - cfg.warmup_steps
+        t = jnp.maximum(now - cfg.warmup_steps, 0.0) / length
+        decay = DECAYS[cfg.schedule](t, length, cfg.timescale_steps)
         warm = jnp.minimum(now / cfg.warmup_steps, 1.0) if cfg.warmup_steps else 1.0
         cool = jnp.clip((steps - now) / cfg.cooldown_steps, 0.0, 1.0) if cfg.cooldown_steps else 1.0
         return cfg.lr * warm * decay * cool

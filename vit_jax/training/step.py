@@ -209,8 +209,7 @@ def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg
     teacher; without a teacher both learn from the labels. With two heads, hits are those of their mean.
     """
     own_bc, student_bc = logits if isinstance(logits, tuple) else (logits, logits)
-    kinds = {"softmax": losses.softmax, "sigmoid": losses.sigmoid}
-    loss_b = kinds[cfg.name](own_bc, part.target)
+    loss_b = losses.KINDS[cfg.name](own_bc, part.target)
     if teacher_bc is not None:
         distill = {
             "soft": lambda: losses.soft_distillation(student_bc, teacher_bc, temperature=cfg.temperature),
@@ -218,7 +217,7 @@ def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg
         }
         loss_b = (1.0 - cfg.distill_weight) * loss_b + cfg.distill_weight * distill[cfg.distill]()
     elif isinstance(logits, tuple):
-        loss_b = (loss_b + kinds[cfg.name](student_bc, part.target)) / 2
+        loss_b = (loss_b + losses.KINDS[cfg.name](student_bc, part.target)) / 2
     answer_bc = (own_bc + student_bc) / 2 if isinstance(logits, tuple) else own_bc
     return _sums(loss_b, answer_bc, part.target.argmax(axis=1), part.weight)
 
