@@ -61,3 +61,9 @@ def _imports(path):
 def test_tests_lie_in_folders_of_rooms():
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir()} | {"config", "benchmarks", "house"}
     assert {p.parent.name for p in (ROOT / "tests").rglob("test_*.py")} <= rooms
+
+
+@pytest.mark.parametrize("name", ["layers", "stack", "vit"])
+def test_equations_hold_no_trick_for_a_processor(name):
+    text = (PACKAGE / "models" / f"{name}.py").read_text()
+    assert not re.search(r"custom_vjp|custom_jvp|platform_dependent", text)
