@@ -40,6 +40,16 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    """The file of the tiny config, in a folder of the module's own."""
+    from tiny_run import CONFIG_FILE
+
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG_FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
 def workdir(tmp_path_factory, optax_dtypes, one_device):
     """A finished run of a tiny model on digits."""
     from commands import digits_run

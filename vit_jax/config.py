@@ -19,7 +19,7 @@ from vit_jax import fields
 from vit_jax.fields import fail
 from vit_jax.sections import Config, Data, Preprocess, Spec
 
-# Fields that older runs stored in another section: read from there, and named in errors of the command line.
+# Fields that older runs stored in another section.
 MOVED = {"model.scan": "train.scan", "model.remat": "train.remat"}
 
 
@@ -51,15 +51,6 @@ def from_command_line(reference: str, arguments: list[str]) -> Config:
     return _apply(load_file(reference), arguments)
 
 
-def from_overrides(reference: str | Path, overrides: dict[str, Any] | None = None) -> Config:
-    """The config of a file with {"section.field": value} applied. Raises UserError."""
-    tree = load_file(str(reference))
-    for name, value in (overrides or {}).items():
-        _check_place(name)
-        _set(tree, name, value)
-    return parse(tree)
-
-
 def apply(cfg: Config, arguments: list[str]) -> Config:
     """`cfg` with `--config.section.field=value` arguments applied. Raises UserError."""
     return _apply(ConfigDict(to_dict(cfg), type_safe=False), arguments)
@@ -79,13 +70,17 @@ def override(tree: ConfigDict, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     if not equals:
         fail(f"{name}: no value given: write {name}=VALUE")
-    _check_place(name)
     _set(tree, name, fields.read(Config, name, text))
 
 
 def parse(tree: ConfigDict | dict[str, Any]) -> Config:
     """Check `tree` whole and freeze it. Raises UserError for an unknown field or a bad value."""
-    return fields.build(Config, _moved(tree.to_dict() if isinstance(tree, ConfigDict) else tree))
+    return fields.build(Config, tree.to_dict() if isinstance(tree, ConfigDict) else tree)
+
+
+def parse_stored(tree: dict[str, Any]) -> Config:
+    """The config that a run stored, by this version or an older one. Raises UserError as `parse` does."""
+    return parse(_moved(tree))
 
 
 def override_data(data: Data, arguments: list[str]) -> Data:
@@ -105,7 +100,7 @@ def preprocess_of(data: Data) -> Preprocess:
 
 
 def parse_spec(tree: dict[str, Any]) -> Spec:
-    """The Spec of a plain dict. Raises UserError as `parse` does."""
+    """The Spec that a run stored, by this version or an older one. Raises UserError as `parse` does."""
     tree = {name: value for name, value in _moved(tree).items() if name != "train"}
     return fields.build(Spec, tree)
 
@@ -119,11 +114,6 @@ def differences(old: Config, new: Config) -> list[str]:
     """One `field: old -> new` a changed field."""
     pairs = [(name, _get(old, name), _get(new, name)) for name in fields.leaves(Config)]
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
-
-
-def _check_place(name: str) -> None:
-    if name in MOVED:
-        fail(f"config has no field {name}: it is {MOVED[name]} now")
 
 
 def _moved(tree: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +144,11 @@ class _Callable(types.ModuleType):
     """One name for `from vit_jax import config`, as config files say, and `vit_jax.config(FILE, {...})`."""
 
     def __call__(self, reference: str | Path, overrides: dict[str, Any] | None = None) -> Config:
-        return from_overrides(reference, overrides)
+        """The config of a file with {"section.field": value} applied. Raises UserError."""
+        tree = load_file(str(reference))
+        for name, value in (overrides or {}).items():
+            _set(tree, name, value)
+        return parse(tree)
 
 
 sys.modules[__name__].__class__ = _Callable

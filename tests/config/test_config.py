@@ -27,7 +27,7 @@ def parse(*assignments):
     [
         ("optim.lrr=1", "config has no field optim.lrr: did you mean optim.lr?"),
         ("lr=1", "config has no field lr: did you mean optim.lr?"),
-        ("model.scan=true", "config has no field model.scan: it is train.scan now"),
+        ("model.scan=true", "config has no field model.scan: did you mean train.scan?"),
         ("zzz=1", "config has no field zzz: python train.py --help lists them all"),
         ("optim.lr", "optim.lr: no value given: write optim.lr=VALUE"),
         ("optim.lr=fast", "optim.lr='fast' is not a number"),
@@ -133,11 +133,21 @@ def test_what_older_runs_stored_is_read_from_where_it_was():
     cfg = parse("train.scan=true", "train.remat=full")
     old = config.to_dict(cfg)
     old["model"] |= {name: old["train"].pop(name) for name in ("scan", "remat")}
-    assert config.parse(old) == cfg
+    assert config.parse_stored(old) == cfg
+    assert config.parse_stored(config.to_dict(cfg)) == cfg
     spec = sections.Spec(model=cfg.model, class_names=("a", "b"))
     stored = config.to_dict(spec)
     stored["model"] |= {"scan": True, "remat": "full"}
     assert config.parse_spec(stored) == spec
+
+
+def test_a_config_file_of_before_is_refused_and_the_new_place_named(tmp_path):
+    lines = ("from vit_jax import config", "def get_config(arg=''):", "    c = config.default()")
+    body = ("    c.train.steps = 1", "    c.model.scan = True", "    return c")
+    (tmp_path / "old.py").write_text("\n".join([*lines, *body]))
+    with pytest.raises(UserError) as e:
+        config.from_command_line(str(tmp_path / "old.py"), ["--config.train.scan=false"])
+    assert str(e.value) == "config has no field model.scan: did you mean train.scan?"
 
 
 BOUNDED = {name: f for name, f in fields.leaves(sections.Config).items() if f.metadata["bounds"]}
@@ -163,9 +173,7 @@ def refusal(name, value):
 def around(name, bound, outwards, *, included):
     """(a value that the bound lets through, one that it does not), of the field's own type."""
     f = BOUNDED[name]
-    whole = f.type is int or not isinstance(f.default, float | tuple) or name == "model.stem_blocks"
-    if isinstance(f.default, tuple) and f.default and isinstance(f.default[0], float):
-        whole = False
+    whole = f.type in (int, int | tuple[int, int], tuple[int, ...])
     step = outwards * (1 if whole else STEP)
     pair = (bound, bound + step) if included else (bound - step, bound)
     return [type(f.default)([v]) if isinstance(f.default, tuple) else v for v in pair]

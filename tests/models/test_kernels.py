@@ -48,7 +48,9 @@ def test_the_product_and_both_its_derivatives_equal_the_plain_ones(outputs):
 def test_both_forms_of_the_transposed_product_are_the_same_numbers(outputs):
     x_ni, dy_no = jnp.asarray(NORMAL[0]), jnp.asarray(np.resize(NORMAL, (5, outputs)))
     wanted = kernels.transposed_product(x_ni, dy_no)
-    np.testing.assert_allclose(kernels.transposed_product_on_cpu(x_ni, dy_no), wanted, rtol=0, atol=4 * ATOL)
+    np.testing.assert_allclose(
+        kernels.transposed_product_on_cpu(x_ni, dy_no), wanted, rtol=0, atol=4 * ATOL
+    )  # five products of order one
 
 
 @pytest.mark.parametrize("name", ["layers", "stack", "vit", "mixer", "resnet"])

@@ -100,7 +100,7 @@ def test_overrides_are_checked_like_those_of_the_command_line():
     for overrides, message in (
         ({"optim.lrr": 1.0}, "config has no field optim.lrr: did you mean optim.lr?"),
         ({"optim.lr": "fast"}, "optim.lr='fast' is not a number"),
-        ({"model.scan": True}, "config has no field model.scan: it is train.scan now"),
+        ({"model.scan": True}, "config has no field model.scan: did you mean train.scan?"),
     ):
         with pytest.raises(UserError) as e:
             vit_jax.config("configs/vit_b16.py", overrides)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
-from tiny_run import CONFIG_FILE, final_digests, read_until, start, tiny, untimed_metrics
+from tiny_run import final_digests, read_until, start, tiny, untimed_metrics
 
 import vit_jax
 from vit_jax import config
@@ -26,13 +26,6 @@ from vit_jax.run import checkpoint, loop
 from vit_jax.run.setup import Setup, Splits
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG_FILE)
-    return path
 
 
 @pytest.fixture(scope="module")

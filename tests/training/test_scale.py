@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cells import FIELDS, FORMS, STEPS, held_bytes, losses
 from paths import ROOT
-from tiny_run import CONFIG_FILE, read_until, tiny
+from tiny_run import read_until, tiny
 
 from vit_jax import config
 from vit_jax.data import sources
@@ -26,13 +26,6 @@ PROCESSES = {"2 processes": (2, 1), "4 processes, 2x2 fsdp": (4, 2)}  # a device
 CHOSEN = (True, "full", 4)  # on 2x4 in the quick tests; the whole matrix is slow
 SAME = 1e-5  # the mean loss, of order 2: sums in another order, carried through 20 steps
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("scale") / "tiny.py"
-    path.write_text(CONFIG_FILE)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from vit_jax.config import parse, parse_spec
+from vit_jax.config import parse_spec, parse_stored
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import checkpoint
@@ -102,7 +102,9 @@ def _read_step(step_dir: Path) -> tuple[Weights, Config]:
         parameters=build.count(params),
         loaded=tuple(flatten(params)),
     )
-    return Weights(spec.model, params, spec.class_names, spec.preprocess, report), parse(record["config"])
+    return Weights(spec.model, params, spec.class_names, spec.preprocess, report), parse_stored(
+        record["config"]
+    )
 
 
 def _abstract_params(spec: Spec) -> Any:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vit_jax.config import parse
+from vit_jax.config import parse_stored
 from vit_jax.run import checkpoint, provenance, refs
 from vit_jax.sections import Config
 
@@ -18,4 +18,4 @@ def read_config(ref: str) -> Config:
     changed = [f"{name} {old} -> {now[name]}" for name, old in was.items() if now[name] != old]
     if changed:
         print(f"note: {ref} was made with other code or versions: {', '.join(changed)}", file=sys.stderr)
-    return parse(record["config"])
+    return parse_stored(record["config"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from vit_jax.config import differences, parse, to_dict
+from vit_jax.config import differences, parse_stored, to_dict
 from vit_jax.errors import UserError
 from vit_jax.sections import Config
 
@@ -78,7 +78,7 @@ class Workdir:
                 os.close(held)
 
     def _config(self) -> Config:
-        return parse(json.loads(self.config.read_text()))
+        return parse_stored(json.loads(self.config.read_text()))
 
     def _lock(self) -> int:
         import fcntl  # not everywhere
