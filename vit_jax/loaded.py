@@ -15,12 +15,12 @@ from PIL import Image
 from vit_jax.data import transforms
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.run import refs
 from vit_jax.sections import Data, Spec
 from vit_jax.training.step import normalise
-from vit_jax.weights.adapt import reset_head
+from vit_jax.weights.adapt import Wish, reset_head
+from vit_jax.weights.load import read
 from vit_jax.weights.report import Report
-from vit_jax.weights.save import DialectName, write
+from vit_jax.weights.save import write
 
 BATCH_SIZE = 64  # of `classify`: bounds memory, and lets all calls share one compiled program
 
@@ -97,14 +97,17 @@ def load(
     without a head gets a zero one of one class. The report of what was done goes to stderr, too.
     Raises UserError.
     """
-    adapted = {"image_size": image_size, "classes": classes}
-    weights, cfg = refs.read(ref, **adapted, heads=heads, headless=headless)
+    weights = read(ref, Wish(image_size=image_size, classes=classes, heads=heads, headless=headless))
     if not weights.model.classes:
         weights = reset_head(weights, 1)
     print(weights.report, file=sys.stderr)
     spec = Spec(model=weights.model, preprocess=weights.preprocess, class_names=weights.class_names)
     used = dataclasses.asdict(weights.preprocess)
-    data = dataclasses.replace(cfg.data, **used) if cfg else Data(name="imagenet2012", **used)
+    data = (
+        dataclasses.replace(weights.config.data, **used)
+        if weights.config
+        else Data(name="imagenet2012", **used)
+    )
     params = jax.tree.map(jnp.asarray, weights.params)
     return Loaded(build.build(weights.model), params, spec, data, weights.report)
 
@@ -113,7 +116,7 @@ def save(
     path: str | Path,
     loaded: Loaded,
     *,
-    dialect: DialectName,
+    dialect: str,
     numerics: Literal["same", "theirs"] = "same",
 ) -> None:
     """Write the parameters as another code base reads them: .npz, .safetensors, or a transformers folder.

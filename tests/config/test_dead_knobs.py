@@ -20,10 +20,11 @@ from tiny_run import tiny
 from vit_jax import config, fields
 from vit_jax.data import loader, sources
 from vit_jax.models import build
-from vit_jax.run import checkpoint, loop
+from vit_jax.run import loop
 from vit_jax.run.setup import Splits, set_up
 from vit_jax.sections import Config
 from vit_jax.weights.adapt import Weights
+from vit_jax.weights.formats import orbax
 from vit_jax.weights.report import Report
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
@@ -257,7 +258,7 @@ def watched(tmp_path_factory):
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         evaluated = [line["step"] for line in lines if "eval/top1" in line]
         assert evaluated
-        return evaluated, checkpoint.steps_in(workdir / "checkpoints"), sizes
+        return evaluated, orbax.steps_in(workdir / "checkpoints"), sizes
 
     return watch
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from paths import GOLDEN
+from weight_files import trained_params
 
 from vit_jax.models import variants
 from vit_jax.sections import Model
-from vit_jax.weights import layout
-from vit_jax.weights.load import set_in
 from vit_jax.weights.save import write
 
 NAMES = {
@@ -29,15 +28,8 @@ STORED = GOLDEN / "timm.npz"
 def case(name: str) -> tuple[Model, dict[str, Any], np.ndarray]:
     """A model, parameters of the size that training has and an image, made by numpy from fixed seeds."""
     model = Model(**variants.model(name), classes=CLASSES)
-    rng = np.random.default_rng(0)
-    params: dict[str, Any] = {}
-    for path, shape in layout.shapes(model).items():
-        fan_in = np.prod(shape[:-1]) if path.endswith("kernel") else 25
-        if path.endswith(("query/kernel", "key/kernel", "value/kernel")):
-            fan_in = shape[0]
-        offset = 1.0 if path.endswith("scale") else 0.0
-        set_in(params, path, (offset + rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32))
-    return model, params, rng.normal(size=(2, 224, 224, 3)).astype(np.float32)
+    images_bhwc = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
+    return model, trained_params(model), images_bhwc
 
 
 def stub_torchvision() -> None:

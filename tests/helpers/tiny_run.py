@@ -9,7 +9,7 @@ import sys
 from paths import ROOT
 
 from vit_jax import config
-from vit_jax.run import checkpoint
+from vit_jax.weights.formats import orbax
 
 CONFIG_FILE = """
 from vit_jax import config
@@ -58,8 +58,8 @@ def read_until(process, pattern):
 
 
 def final_digests(workdir):
-    step = checkpoint.steps_in(workdir / "checkpoints")[-1]
-    record = checkpoint.read_record(workdir / "checkpoints" / str(step))
+    step = orbax.steps_in(workdir / "checkpoints")[-1]
+    record = orbax.read_record(workdir / "checkpoints" / str(step))
     return record["step"], record["digests"]
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from paths import GOLDEN
 from timm_reference import stub_torchvision
+from weight_files import trained_params
 
 from vit_jax.sections import Model
-from vit_jax.weights import layout
-from vit_jax.weights.arrays import set_in
 from vit_jax.weights.save import write
 
 STORED = GOLDEN / "torch_families.npz"
@@ -72,15 +71,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def case(name: str) -> tuple[Model, dict[str, Any], np.ndarray]:
     """A model, parameters of the size that training has and two images, made by numpy from fixed seeds."""
     model = Model(**SIZES | {"classes": CLASSES} | CASES[name][1])
-    rng = np.random.default_rng(0)
-    params: dict[str, Any] = {}
-    for path, shape in layout.shapes(model).items():
-        fan_in = np.prod(shape[:-1]) if path.endswith("kernel") else 25
-        if path.endswith(("query/kernel", "key/kernel", "value/kernel")):
-            fan_in = shape[0]
-        offset = 1.0 if path.endswith(("scale", "gamma")) else 0.0
-        set_in(params, path, (offset + rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32))
-    return model, params, rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    images_bhwc = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    return model, trained_params(model), images_bhwc
 
 
 def theirs(name: str, folder: Path) -> Any:

@@ -1,16 +1,17 @@
 """What the tests of weight files share."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from paths import GOLDEN
 
 from vit_jax.models.build import build
 from vit_jax.sections import Model
 from vit_jax.weights import layout
-from vit_jax.weights.load import set_in
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -19,10 +20,20 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, array in flat.items():
-        set_in(tree, name, array)
-    return tree
+    return unflatten_dict(flat, sep="/")
+
+
+def trained_params(model: Model) -> dict[str, Any]:
+    """Nested parameters of the size that training has, by numpy, from a seed for each name."""
+    params = {}
+    for name, shape in layout.shapes(model).items():
+        fan_in = np.prod(shape[:-1]) if name.endswith("kernel") else 25
+        if name.endswith(("query/kernel", "key/kernel", "value/kernel")):
+            fan_in = shape[0]
+        offset = 1.0 if name.endswith(("scale", "gamma")) else 0.0
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        params[name] = (offset + rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
+    return nest(params)
 
 
 def random_params(model: Model, seed: int = 0) -> dict[str, np.ndarray]:

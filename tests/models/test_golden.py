@@ -6,7 +6,7 @@ import pytest
 from paths import GOLDEN
 
 from vit_jax.models.build import build
-from vit_jax.weights.adapt import Weights
+from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.load import read
 from vit_jax.weights.save import write
 
@@ -24,7 +24,7 @@ def load(name: str, *, resized: bool = False) -> tuple[Weights, np.ndarray, np.n
     io = np.load(GOLDEN / f"{name}.io.npz")
     suffix = "_resized" if resized else ""
     images = io[f"images{suffix}"]
-    return read(GOLDEN / f"{name}.npz", image_size=images.shape[1]), images, io[f"logits{suffix}"]
+    return read(GOLDEN / f"{name}.npz", Wish(image_size=images.shape[1])), images, io[f"logits{suffix}"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -59,5 +59,5 @@ HELD = [
 def test_logits_stay_after_saving_and_loading(name, dialect, tmp_path):
     weights, images, wanted = load(name)
     write(tmp_path / "w.npz", weights.params, weights.model, dialect=dialect)
-    again = read(tmp_path / "w.npz", image_size=images.shape[1])
+    again = read(tmp_path / "w.npz", Wish(image_size=images.shape[1]))
     np.testing.assert_allclose(logits(again, images), wanted, rtol=0, atol=LOGITS_ATOL)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.run import checkpoint
+from vit_jax.weights.formats import orbax
 
 
 def test_the_best_is_known_to_who_goes_on_and_is_set_aside_where_it_cannot_be_read(tmp_path):
@@ -18,7 +19,7 @@ def test_the_best_is_known_to_who_goes_on_and_is_set_aside_where_it_cannot_be_re
     best.save(5, {"metrics": {"top1": 0.5}}, params={"x": jnp.zeros(2)})
     best.close()
     again = checkpoint.Best(folder)
-    assert (checkpoint.steps_in(folder), again.top1, again.notices) == ([5], 0.5, [])
+    assert (orbax.steps_in(folder), again.top1, again.notices) == ([5], 0.5, [])
     again.close()
     for file in (folder / "5" / "record").iterdir():
         file.unlink()
@@ -30,7 +31,7 @@ def test_the_best_is_known_to_who_goes_on_and_is_set_aside_where_it_cannot_be_re
     third.close()
     for name in ("²", "007", "six"):  # no steps of ours
         (folder / name).mkdir()
-    assert checkpoint.steps_in(folder) == [5]
+    assert orbax.steps_in(folder) == [5]
 
 
 def write_record(step_dir):
@@ -55,5 +56,5 @@ def test_a_damaged_best_is_set_aside(tmp_path, damage):
     again = checkpoint.Best(tmp_path / "best")
     assert again.top1 < 0
     assert again.notices[0].endswith(": set aside")
-    assert not checkpoint.steps_in(tmp_path / "best")
+    assert not orbax.steps_in(tmp_path / "best")
     again.close()

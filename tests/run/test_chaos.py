@@ -12,7 +12,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from tiny_run import CONFIG_FILE, final_digests, read_until, start, untimed_metrics
 
-from vit_jax.run import checkpoint
+from vit_jax.weights.formats import orbax
 
 STEPS = 250
 EXTRA = (
@@ -79,7 +79,7 @@ def kill(process, workdir, moment, number, skip):
 
 def arrays(workdir):
     """All arrays of the last checkpoint, as they are on disk."""
-    with checkpoint._context():
+    with orbax.context():
         path = workdir / "checkpoints" / str(STEPS)
         return ocp.load_checkpointables(str(path), {"params": None, "rest": None})
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from tiny_run import CONFIG_FILE, final_digests, read_until, start
 
-from vit_jax.run import checkpoint
+from vit_jax.weights.formats import orbax
 
 pytestmark = pytest.mark.slow
 EXTRA = ("--config.train.keep=99", "--config.train.checkpoint_every=2")
@@ -56,7 +56,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_with_room_the_run_goes_on(con
     place, again = disk
     workdir = place / "run"
     refused(start(config_file, workdir, *EXTRA), "No space left on device.*earlier checkpoints are intact")
-    kept = checkpoint.steps_in(workdir / "checkpoints")
+    kept = orbax.steps_in(workdir / "checkpoints")
     assert kept
     again("size=64m")
     finished(start(config_file, workdir, *EXTRA), kept[-1])
@@ -71,7 +71,7 @@ def test_a_read_only_directory_is_one_line_and_its_checkpoints_stay(config_file,
     read_until(process, "^step 8/")
     process.terminate()
     process.communicate()
-    last = checkpoint.steps_in(place / "run" / "checkpoints")[-1]
+    last = orbax.steps_in(place / "run" / "checkpoints")[-1]
     again("ro")
     for workdir in (place / "run", place / "new"):
         refused(start(config_file, workdir, *EXTRA), f"{workdir}.*Read-only file system")

@@ -17,9 +17,10 @@ from tiny_run import tiny
 from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
-from vit_jax.run import checkpoint, loop, plan, rerun, sweep, sweep_points
+from vit_jax.run import loop, plan, rerun, sweep, sweep_points
 from vit_jax.run.setup import Splits, set_up
 from vit_jax.training import mesh as meshes
+from vit_jax.weights.formats import orbax
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
@@ -148,7 +149,7 @@ def test_a_sweep_trains_on_what_was_interrupted(tmp_path, capsys, monkeypatch):
         patch.setattr(loop.distributed, "stop_signals", after_three_steps_of_the_second)
         assert sweep.run(points, tmp_path) == signal.SIGTERM
     assert not (tmp_path / "sweep.md").exists()
-    assert checkpoint.steps_in(second / "checkpoints") == [3]
+    assert orbax.steps_in(second / "checkpoints") == [3]
     capsys.readouterr()
     assert sweep.run(points, tmp_path) is None
     out = capsys.readouterr().out
@@ -169,11 +170,11 @@ def test_a_run_repeats_from_its_checkpoint_alone(tmp_path):
     loop.run(tiny(steps=6, eval_every=0), tmp_path / "first")
     again = rerun.read_config(str(tmp_path / "first"))
     assert again == tiny(steps=6, eval_every=0)
-    record = checkpoint.read_record(tmp_path / "first" / "checkpoints" / "6")
+    record = orbax.read_record(tmp_path / "first" / "checkpoints" / "6")
     assert {"argv", "commit", "diff", "versions", "devices"} <= set(record)
     assert len(record["devices"]) == len(jax.devices())
     loop.run(again, tmp_path / "second")
-    digests = checkpoint.read_record(tmp_path / "second" / "checkpoints" / "6")["digests"]
+    digests = orbax.read_record(tmp_path / "second" / "checkpoints" / "6")["digests"]
     assert digests == record["digests"]
 
 

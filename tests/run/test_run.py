@@ -22,8 +22,9 @@ import vit_jax
 from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
-from vit_jax.run import checkpoint, loop
+from vit_jax.run import loop
 from vit_jax.run.setup import Setup, Splits
+from vit_jax.weights.formats import orbax
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 
@@ -64,7 +65,7 @@ def test_sigterm_saves_and_the_same_command_continues(config_file, tmp_path):
     out, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     stopped = int(re.search(r"stopped by SIGTERM after step (\d+), saved", out)[1])
-    assert checkpoint.steps_in(tmp_path / "checkpoints")[-1] == stopped
+    assert orbax.steps_in(tmp_path / "checkpoints")[-1] == stopped
     process = start(config_file, tmp_path)
     out, _ = process.communicate()
     assert process.returncode == 0
@@ -123,7 +124,7 @@ def test_a_finished_run_is_not_run_again(trained):
 
 def test_a_checkpoint_describes_itself(trained):
     workdir, _ = trained
-    record = checkpoint.read_record(workdir / "checkpoints" / "60")
+    record = orbax.read_record(workdir / "checkpoints" / "60")
     assert config.parse(record["config"]) == tiny()
     spec = config.parse_spec(record["spec"])
     assert spec.class_names == tuple("0123456789")
@@ -172,7 +173,7 @@ def test_a_run_from_the_start_has_no_best_of_before(tmp_path, capsys):
     shutil.rmtree(tmp_path / "checkpoints")
     loop.run(tiny(), tmp_path)
     assert "was left by a run whose checkpoints are gone: set aside" in capsys.readouterr().out
-    assert checkpoint.steps_in(tmp_path / "best")
+    assert orbax.steps_in(tmp_path / "best")
 
 
 def test_a_work_directory_has_one_process_at_a_time(tmp_path):
@@ -199,7 +200,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused_and_kept(tmp_path):
         UserError, match=r"checkpoints/60 belongs to another model or optimizer: .* use another --workdir"
     ):
         loop.run(config.parse(tree), tmp_path, accept_change=True)
-    assert checkpoint.steps_in(tmp_path / "checkpoints")[-1] == 60
+    assert orbax.steps_in(tmp_path / "checkpoints")[-1] == 60
 
 
 def test_arrays_in_memory_train(tmp_path):
@@ -248,7 +249,7 @@ def test_a_folder_with_broken_files_trains_under_skip_and_names_them(broken_fold
     log = (tmp_path / "run" / "log.txt").read_text()
     for name in names:
         assert f"/{name}" in log
-    record = checkpoint.read_record(tmp_path / "run" / "checkpoints" / str(outcome.step))
+    record = orbax.read_record(tmp_path / "run" / "checkpoints" / str(outcome.step))
     assert record["spec"]["class_names"] == [f"class{c:02}" for c in range(20)]
 
 

@@ -20,6 +20,7 @@ from vit_jax.run import checkpoint, diagnose, loop
 from vit_jax.sections import Optim, Preprocess, Train
 from vit_jax.training import optim
 from vit_jax.training import step as steps
+from vit_jax.weights.formats import orbax
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
@@ -105,7 +106,7 @@ def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_p
     with pytest.raises(UserError, match=r"step 0 is not.*first in block_3/mlp/down; examples \[\d+, ") as e:
         loop.run(cfg, tmp_path)
     assert "\n" not in str(e.value)
-    assert checkpoint.steps_in(tmp_path / "checkpoints") == [0]
+    assert orbax.steps_in(tmp_path / "checkpoints") == [0]
     ids = re.search(r"batch of step 0: \[(.*)\]", (tmp_path / "log.txt").read_text())[1].split(", ")
     assert len(ids) == cfg.train.batch_size
 

@@ -17,9 +17,9 @@ from tiny_run import read_until, tiny
 
 from vit_jax import config
 from vit_jax.data import sources
-from vit_jax.run import checkpoint
 from vit_jax.run.distributed import expected
 from vit_jax.run.setup import Splits, set_up
+from vit_jax.weights.formats import orbax
 
 DEVICES = {"1 device": (1, 1), "8 data": (8, 1), "2x4 fsdp": (8, 4)}  # of this process: devices, fsdp
 PROCESSES = {"2 processes": (2, 1), "4 processes, 2x2 fsdp": (4, 2)}  # a device each: processes, fsdp
@@ -177,7 +177,7 @@ def test_two_processes_save_together_after_sigterm(config_file, tmp_path, told):
     for i in told:
         running[i].send_signal(signal.SIGTERM)
     outs = finish(running, 128 + signal.SIGTERM)
-    last = checkpoint.steps_in(tmp_path / "checkpoints")[-1]
+    last = orbax.steps_in(tmp_path / "checkpoints")[-1]
     assert f"stopped by SIGTERM after step {last}, saved" in outs[0]
-    assert checkpoint.read_record(tmp_path / "checkpoints" / str(last))["step"] == last
+    assert orbax.read_record(tmp_path / "checkpoints" / str(last))["step"] == last
     assert list(curve(tmp_path)) == list(range(1, last + 1))

@@ -9,8 +9,13 @@ from paths import GOLDEN
 
 import vit_jax
 from vit_jax import config
+from vit_jax.data import sources
 from vit_jax.errors import UserError
-from vit_jax.run import checkpoint, loop, refs
+from vit_jax.run import first_state, loop
+from vit_jax.run.setup import Splits, set_up
+from vit_jax.training import mesh as meshes
+from vit_jax.weights.formats import orbax
+from vit_jax.weights.load import read
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 
@@ -84,8 +89,12 @@ def test_a_run_can_be_loaded_at_another_size_for_other_classes(run_dir):
 
 
 def test_training_continues_from_a_run_with_its_head(run_dir):
+    c = tree(classes=10, dropout=0.1, dtype="bfloat16")
+    c.init = str(run_dir)
+    cfg = config.parse(c)
+    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
     model = dataclasses.replace(vit_jax.load(run_dir).spec.model, dropout=0.1, dtype="bfloat16")
-    weights = refs.read_for(model, str(run_dir), channels=3, posemb_method="official")
+    weights = first_state.read_init(set_up(cfg, meshes.make("cpu", 1), data))
     assert weights.model == model
     assert not weights.report.reset
 
@@ -97,12 +106,12 @@ def test_loading_prints_the_report(run_dir, capsys):
 
 def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(UserError, match=r"is neither a run directory with a checkpoint nor one step of it"):
-        refs.read(tmp_path)
+        read(tmp_path)
 
 
 def test_a_step_that_is_not_there_and_a_size_that_is_none_are_named(run_dir):
-    kept = ", ".join(map(str, checkpoint.steps_in(run_dir / "checkpoints")))
+    kept = ", ".join(map(str, orbax.steps_in(run_dir / "checkpoints")))
     with pytest.raises(UserError, match=f"99999 is not there: .*checkpoints has the steps {kept}$"):
-        refs.read(run_dir / "checkpoints" / "99999")
+        read(run_dir / "checkpoints" / "99999")
     with pytest.raises(UserError, match="image_size='384' is neither a number of pixels nor"):
         vit_jax.load(run_dir, image_size="384")

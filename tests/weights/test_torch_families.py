@@ -16,8 +16,9 @@ from weight_files import arrays, assert_same
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
 from vit_jax.sections import Preprocess
-from vit_jax.weights import adapt, safetensors
-from vit_jax.weights.adapt import Weights
+from vit_jax.weights import adapt
+from vit_jax.weights.adapt import Weights, Wish
+from vit_jax.weights.formats import safetensors
 from vit_jax.weights.load import read
 from vit_jax.weights.save import flatten, write
 
@@ -34,7 +35,7 @@ def stored(name: str, folder: Path) -> Weights:
     """The case, written in its dialect and read again."""
     model, params, _ = case(name)
     write(target(name, folder), params, model, dialect=CASES[name][0])
-    return read(target(name, folder), headless=True)
+    return read(target(name, folder), Wish(headless=True))
 
 
 def outputs(weights: Weights, images_bhwc: np.ndarray) -> np.ndarray:
@@ -70,14 +71,14 @@ def test_the_real_library_loads_our_file_and_we_load_its_file(name, tmp_path):
 
     real = torch_reference.theirs(name, tmp_path)
     _, _, images_bhwc = case(name)
-    got = outputs(read(target(name, tmp_path), headless=True), images_bhwc)
+    got = outputs(read(target(name, tmp_path), Wish(headless=True)), images_bhwc)
     np.testing.assert_allclose(got, torch_reference.outputs(name, real), rtol=0, atol=ATOL)
     if CASES[name][0] == "huggingface":
         real.save_pretrained(tmp_path / "theirs")
-        back = read(tmp_path / "theirs", headless=True)
+        back = read(tmp_path / "theirs", Wish(headless=True))
     else:
         save_file(real.state_dict(), tmp_path / "theirs.safetensors")
-        back = read(tmp_path / "theirs.safetensors", headless=True, heads=2)
+        back = read(tmp_path / "theirs.safetensors", Wish(headless=True, heads=2))
     assert_same(flatten(back.params), flatten(case(name)[1]))
     np.testing.assert_allclose(outputs(back, images_bhwc), got, rtol=0, atol=0)
 
@@ -105,7 +106,7 @@ HOPS = [
 def test_there_and_back_keeps_every_byte(name, dialect, to, tmp_path):
     first = stored(name, tmp_path)
     write(tmp_path / to, first.params, first.model, dialect=dialect, preprocess=first.preprocess)
-    second = read(tmp_path / to, headless=True)
+    second = read(tmp_path / to, Wish(headless=True))
     back = tmp_path / "back"
     back.mkdir()
     again = target(name, back)
@@ -120,7 +121,7 @@ def test_there_and_back_keeps_every_byte(name, dialect, to, tmp_path):
 def test_class_positions_are_merged_where_timm_has_registers_and_compute_the_same(tmp_path):
     first = stored("hf_dinov2_registers", tmp_path)
     write(tmp_path / "w.safetensors", first.params, first.model, dialect="timm")
-    second = read(tmp_path / "w.safetensors", headless=True)
+    second = read(tmp_path / "w.safetensors", Wish(headless=True))
     assert not second.model.posemb_class_slot
     images_bhwc = case("hf_dinov2_registers")[2]
     # One sum is made before instead of inside: float32's last bits, in features of order one.
@@ -139,7 +140,7 @@ def test_other_numerics_are_refused_or_accepted_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "dialect", "message"),
     [
-        ("timm_registers", "huggingface", "cannot hold head/kernel, head/bias"),
+        ("timm_registers", "huggingface", "cannot hold head/bias, head/kernel"),
         ("timm_vit", "dinov2", "no family of this vit model"),
         ("hf_deit", "big_vision", "cannot hold embed/distill_token"),
         ("timm_vit", "big_vision", "model.gelu=exact"),
@@ -188,7 +189,7 @@ def test_positions_are_resized_as_the_family_does(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         stored(name, folder)
-        assert read(target(name, folder), image_size=48).report.resized[0].what.endswith(f"by {method}")
+        assert read(target(name, folder), Wish(image_size=48)).report.resized[0].what.endswith(f"by {method}")
 
 
 def test_mask_tokens_and_text_towers_are_explained_as_ignored(tmp_path):
@@ -198,7 +199,7 @@ def test_mask_tokens_and_text_towers_are_explained_as_ignored(tmp_path):
     tree = {f"vision_model.{k}": v for k, v in arrays(tmp_path / "vision.npz").items()}
     tree |= {"text_model.final_layer_norm.weight": np.zeros(3, np.float32), "logit_scale": np.zeros(1)}
     np.savez(tmp_path / "both.npz", **tree)
-    report = read(tmp_path / "both.npz", headless=True, heads=2).report
+    report = read(tmp_path / "both.npz", Wish(headless=True, heads=2)).report
     assert "the text tower" in str(report)
 
 
@@ -220,7 +221,7 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path):
     np.savez(tmp_path / "bare.npz", **arrays(tmp_path / "w.npz"))
     with pytest.raises(UserError, match="no array tells the heads of a model of width 96: pass heads="):
         read(tmp_path / "bare.npz")
-    assert read(tmp_path / "bare.npz", heads=3).model == narrow
+    assert read(tmp_path / "bare.npz", Wish(heads=3)).model == narrow
 
 
 def _params(model: Any) -> dict[str, Any]:

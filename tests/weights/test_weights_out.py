@@ -14,7 +14,9 @@ from weight_files import arrays, assert_same, nest, random_params
 
 from vit_jax.errors import UserError
 from vit_jax.sections import MIXER_ONLY, Model
-from vit_jax.weights import layout, npz, official, published, save
+from vit_jax.weights import dialects, layout, published
+from vit_jax.weights.dialects import official
+from vit_jax.weights.formats import npz
 from vit_jax.weights.load import read
 from vit_jax.weights.save import flatten, write
 
@@ -93,8 +95,8 @@ def models(draw: Any) -> Model:
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_random_model_survives_the_round_trip_or_is_refused(model, seed, dialect, tmp_path):
     params, path = random_params(model, seed), tmp_path / "w.npz"
-    into = save.DIALECTS[dialect, model.family]
-    holds = all(into.names.theirs(name) for name in params) and (
+    into = next(d for d in dialects.DIALECTS if d.name == dialect and d.holds(model))
+    holds = all(into.theirs(name) for name in params) and (
         model.family == "mixer" or model.posemb in ("learned", into.absent_posemb)
     )
     if not holds:
@@ -161,21 +163,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("dialect", [*save.DIALECTS.values()], ids=lambda d: f"{d.name}-{d.family}")
+@pytest.mark.parametrize("dialect", dialects.DIALECTS, ids=lambda d: f"{d.name}-{d.variant}")
 def test_a_name_table_is_the_same_in_both_directions(dialect):
-    models = {
-        "vit": [
-            Model(patch_size=1, stem_width=64, stem_blocks=(3, 4, 9), depth=12, classes=5, pre_logits=4),
-            Model(classes=5, pooling="map"),
-        ],
-        "mixer": [Model(**MIXER_ONLY, family="mixer", token_width=3, classes=5)],
-    }[dialect.family]
-    held = [n for model in models for n in layout.shapes(model) if dialect.names.theirs(n)]
-    assert len(held) > 40
+    models = [
+        Model(patch_size=1, stem_width=64, stem_blocks=(3, 4, 9), depth=12, classes=5, pre_logits=4),
+        Model(depth=2, classes=5, pooling="map", qk_norm=True),
+        Model(depth=2, classes=5, distill_token=True, layer_scale=1e-4),
+        Model(depth=2, classes=5, mlp="swiglu", registers=2),
+        Model(**MIXER_ONLY, family="mixer", token_width=3, classes=5),
+    ]
+    held = {n for model in models for n in layout.shapes(model) if dialect.theirs(n)}
+    assert len(held) > 20
+    assert {"embed/patch/kernel", "norm/scale"} <= held
     for name in held:
-        assert dialect.names.ours(dialect.names.theirs(name)) == name
-    assert len({dialect.names.theirs(name) for name in held}) == len(set(held))
-    assert dialect.names.ours("Transformer/encoderblock_01/LayerNorm_0/scale") is None
+        theirs, row = dialect.theirs(name)
+        assert (name, row) in dialect.ours(theirs)
+    places = {(theirs, row.nth) for theirs, row in map(dialect.theirs, held)}
+    assert len(places) == len(held)
+    assert not dialect.ours(dialect.theirs("block_0/norm1/scale")[0].replace("0", "01", 1))
 
 
 def test_every_published_checkpoint_names_a_variant_and_a_bucket():
@@ -213,5 +218,5 @@ def test_class_names_come_with_published_heads_only():
 
 def test_official_writes_group_norms_with_four_dimensions():
     model = Model(patch_size=1, stem_width=32, stem_blocks=(1,), image_size=32, classes=2)
-    packed = official.VIT.pack(random_params(model), model)
-    assert packed["embed/stem/norm_root/scale"].shape == (1, 1, 1, 32)
+    arrays = official.VIT.arrays(random_params(model), model)
+    assert arrays["gn_root/scale"].shape == (1, 1, 1, 32)

@@ -1,7 +1,5 @@
 """Write a run or a weights file in the layout of another code base."""
 
-from typing import get_args
-
 from vit_jax.cli.common import make_parser, run_command
 
 EXAMPLES = """examples:
@@ -17,7 +15,7 @@ it is a folder whose config.json states them, or --numerics theirs accepts what 
 
 def main() -> None:
     """Parse the command line, read, write."""
-    from vit_jax.weights.save import DialectName
+    from vit_jax.weights import dialects
 
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument(
@@ -26,7 +24,7 @@ def main() -> None:
         "address, or published name",
     )
     parser.add_argument("out", help=".npz or .safetensors file to write, or a folder (huggingface)")
-    parser.add_argument("--dialect", required=True, choices=get_args(DialectName), help="whose layout")
+    parser.add_argument("--dialect", required=True, choices=dialects.names(), help="whose layout")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--classes", type=int, help="reset a head of another class count")
     parser.add_argument("--heads", type=int, help="attention heads, for torch files that do not tell them")
@@ -35,11 +33,12 @@ def main() -> None:
 
     import sys  # after parsing: --help stays quick
 
-    from vit_jax.run import refs
+    from vit_jax.weights.adapt import Wish
+    from vit_jax.weights.load import read
     from vit_jax.weights.save import write
 
-    adapted = {"image_size": args.image_size, "classes": args.classes, "heads": args.heads}
-    weights, _ = refs.read(args.ref, **adapted, headless=True)
+    wish = Wish(image_size=args.image_size, classes=args.classes, heads=args.heads, headless=True)
+    weights = read(args.ref, wish)
     print(weights.report, file=sys.stderr)
     beside = {"preprocess": weights.preprocess, "class_names": weights.class_names}
     write(args.out, weights.params, weights.model, dialect=args.dialect, numerics=args.numerics, **beside)

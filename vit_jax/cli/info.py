@@ -21,10 +21,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 
-    from vit_jax.run import refs  # after parsing: --help stays quick
-    from vit_jax.weights import published
+    from vit_jax.weights import published  # after parsing: --help stays quick
+    from vit_jax.weights.adapt import Wish
+    from vit_jax.weights.load import read
 
-    weights, cfg = refs.read(args.ref, headless=True)
+    weights = read(args.ref, Wish(headless=True))
     known = published.find(args.ref)
     facts: dict[str, Any] = {
         "ref": args.ref,
@@ -34,7 +35,7 @@ def main() -> None:
         "model": dataclasses.asdict(weights.model),
         "preprocess": dataclasses.asdict(weights.preprocess),
         "class_names": list(weights.class_names),
-        "training": dataclasses.asdict(cfg) if cfg else None,
+        "training": dataclasses.asdict(weights.config) if weights.config else None,
         "result": _result(Path(args.ref)),
         "published_top1": known.top1 if known else None,
     }

@@ -107,7 +107,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import features
     from vit_jax.data import sources
-    from vit_jax.weights import fetch
+    from vit_jax.weights.download import cache_dir
 
     loaded = vit_jax.load(args.ref, image_size=args.image_size, headless=True)
     cfg, data = loaded.spec.model, config.override_data(loaded.data, rest)
@@ -128,7 +128,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
             "hold some out"
         )
     every = tuple(dict.fromkeys([*columns, features.seen_by_head(cfg)]))
-    cache = features.Cache(args.cache or fetch.cache_dir() / "features")
+    cache = features.Cache(args.cache or cache_dir() / "features")
     made = []
     for source, is_train in ((train, True), (test, False)):
         job = features.Job(cfg, config.preprocess_of(data), data, every, is_train, args.batch_size)

@@ -1,17 +1,20 @@
 """The state that a run begins with: restored, from other weights, or fresh; and its form in checkpoints."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.config import to_dict
-from vit_jax.run import provenance, refs
+from vit_jax.errors import UserError
+from vit_jax.run import provenance
 from vit_jax.run.checkpoint import Checkpoints
 from vit_jax.run.setup import Setup
-from vit_jax.sections import Config
+from vit_jax.sections import FREE, Config
 from vit_jax.training.step import State
-from vit_jax.weights.adapt import Weights
+from vit_jax.weights.adapt import Weights, Wish
+from vit_jax.weights.load import read
 
 
 def begin(
@@ -25,19 +28,36 @@ def begin(
 
 
 def read_init(setup: Setup) -> Weights:
-    """The weights that `init` names, for the run's model. Raises UserError if they do not fit."""
-    cfg, spec = setup.cfg, setup.spec
-    return refs.read_for(
-        spec.model, cfg.init, channels=spec.preprocess.channels, posemb_method=cfg.init_posemb
+    """The weights that `init` names, for the run's model: positions resized, a head of other classes reset.
+
+    Raises UserError with every field in which they are of another model.
+    """
+    cfg, model, channels = setup.cfg, setup.spec.model, setup.spec.preprocess.channels
+    wish = Wish(
+        image_size=model.image_size,
+        classes=model.classes,
+        posemb_method=cfg.init_posemb,
+        keep_pre_logits=bool(model.pre_logits),
     )
+    weights = read(cfg.init, wish)
+    wanted, got = dataclasses.asdict(model), dataclasses.asdict(weights.model)
+    differing = [k for k in wanted if k not in FREE and wanted[k] != got[k]]
+    differing += ["pre_logits"] if wanted["pre_logits"] != got["pre_logits"] else []
+    other = [f"model.{k}={wanted[k]!r} (it has {got[k]!r})" for k in differing]
+    if weights.preprocess.channels != channels:
+        other.append(f"data.channels={channels} (it has {weights.preprocess.channels})")
+    if other:
+        raise UserError(
+            f"init={cfg.init} is another model than {', '.join(other)}: change the config or the file"
+        )
+    return weights._replace(model=model)
 
 
 def read_teacher(cfg: Config) -> Weights | None:
     """The weights that `loss.teacher` names, for images of the run's size. Raises UserError."""
     if not cfg.loss.teacher:
         return None
-    size = cfg.model.image_size
-    return refs.read(cfg.loss.teacher, image_size=size, posemb_method=cfg.init_posemb)[0]
+    return read(cfg.loss.teacher, Wish(image_size=cfg.model.image_size, posemb_method=cfg.init_posemb))
 
 
 def trees(setup: Setup, state: State) -> dict[str, Any]:

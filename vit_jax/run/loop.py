@@ -16,7 +16,7 @@ from vit_jax.data import cache, loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import diagnose, distributed, first_state
-from vit_jax.run.checkpoint import Best, Checkpoints, compile_digests, steps_in
+from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
 from vit_jax.run.report import Reporter
 from vit_jax.run.setup import Setup, Splits, set_up
@@ -25,6 +25,7 @@ from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.step import State
+from vit_jax.weights.formats import orbax
 
 SENT_AHEAD = 4  # steps: the devices never wait for the host, and batches do not pile up in their memory
 
@@ -64,11 +65,11 @@ def run(
         teacher_params = teacher and jax.device_put(teacher.params, meshes.shardings(teacher.params, mesh))
         folder.claim(cfg, accept_change=accept_change)
         stack.enter_context(folder.alone())
-        done = steps_in(folder.checkpoints)
+        done = orbax.steps_in(folder.checkpoints)
         weights = first_state.read_init(setup) if cfg.init and not done else None
         if not done or done[-1] < setup.steps:
             setup.compile_ahead(fresh=not (cfg.init or done))
-            compile_digests(first_state.trees(setup, setup.forms.stored))
+            orbax.compile_digests(first_state.trees(setup, setup.forms.stored))
             compiled(workdir)
         checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
         best = Best(folder.best)
@@ -178,7 +179,7 @@ class _Loop:
         """Save the state, which is that before the bad step, and raise UserError with its story."""
         setup, step, size = self.setup, int(state.step), self.setup.cfg.train.batch_size
         state = state._replace(guard=jax.tree.map(jnp.zeros_like, state.guard))
-        if step not in steps_in(self.checkpoints.directory):
+        if step not in orbax.steps_in(self.checkpoints.directory):
             self._save(state, step, metrics)
         batches = self._batches()
         batch, ids = meshes.to_devices(batches[step], size, setup.mesh), batches.ids(step)

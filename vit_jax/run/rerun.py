@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 from vit_jax.config import parse_stored
-from vit_jax.run import checkpoint, provenance, refs
+from vit_jax.run import provenance
 from vit_jax.sections import Config
+from vit_jax.weights.formats import orbax
 
 
 def read_config(ref: str) -> Config:
@@ -13,7 +14,7 @@ def read_config(ref: str) -> Config:
 
     Raises UserError if there is no checkpoint.
     """
-    record = checkpoint.read_record(refs.step_dir(Path(ref)))
+    record = orbax.read_record(orbax.step_dir(Path(ref)))
     was, now = ({"commit": r["commit"][:12], **r["versions"]} for r in (record, provenance.collect()))
     changed = [f"{name} {old} -> {now[name]}" for name, old in was.items() if now[name] != old]
     if changed:

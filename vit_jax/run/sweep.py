@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.run import checkpoint, loop
+from vit_jax.run import loop
 from vit_jax.run.sweep_points import Point
 from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
+from vit_jax.weights.formats import orbax
 
 COLUMNS = ("rank", "run", "state", "step", "top1", "top5", "loss")
 
@@ -93,11 +94,11 @@ def _row(point: Point, workdir: Path) -> dict[str, Any]:
         "loss": math.nan,
     }
     folder = Workdir(workdir / point.name).checkpoints
-    steps = checkpoint.steps_in(folder)
+    steps = orbax.steps_in(folder)
     if not steps:
         return none
     try:
-        record = checkpoint.read_record(folder / str(steps[-1]))
+        record = orbax.read_record(folder / str(steps[-1]))
     except UserError:
         return none | {"state": "interrupted"}
     state = "finished" if record["step"] == record["steps"] else "interrupted"

@@ -12,6 +12,7 @@ import jax
 from vit_jax.config import differences, parse_stored, to_dict
 from vit_jax.errors import UserError
 from vit_jax.sections import Config
+from vit_jax.weights.formats import orbax
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -22,8 +23,8 @@ class Workdir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.json"
-        self.checkpoints = path / "checkpoints"  # numbered steps
-        self.best = path / "best"  # the one step of the highest top-1
+        self.checkpoints = path / orbax.CHECKPOINTS  # numbered steps
+        self.best = path / orbax.BEST  # the one step of the highest top-1
         self.unsound = path / "unsound"  # steps that were set aside
         self.metrics = path / "metrics.jsonl"
         self.log = path / "log.txt"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.fields import fail
-from vit_jax.sections import Model, Preprocess
+from vit_jax.sections import Config, Model, Preprocess
 from vit_jax.weights import posemb
 from vit_jax.weights.report import Note, Report
 
@@ -20,20 +20,43 @@ class Weights(NamedTuple):
     class_names: tuple[str, ...]  # empty where unknown
     preprocess: Preprocess
     report: Report
+    posemb_method: str = "official"  # how the family resizes positions
+    config: Config | None = None  # that they were trained with, of a run of ours
 
 
-def to(
-    weights: Weights,
-    classes: int | None,
-    image_size: int | tuple[int, int] | None,
-    *,
-    method: str,
-    keep_pre_logits: bool,
-) -> Weights:
-    """A head reset unless it has `classes`, positions resized to `image_size`; None: as they are."""
-    if classes is not None and classes != weights.model.classes:
-        weights = reset_head(weights, classes, keep_pre_logits=keep_pre_logits)
-    return weights if image_size is None else resize(weights, image_size, method=method)
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """How stored weights are wanted; without arguments, as they are. Raises UserError for what cannot be."""
+
+    image_size: int | tuple[int, int] | None = None  # positions are resized for it
+    classes: int | None = None  # a head of another class count is replaced by zeros
+    posemb_method: str | None = None  # None: as the family of the file resizes positions
+    keep_pre_logits: bool = (
+        True  # False: replacing a head drops the hidden layer before it, as fine-tuning does
+    )
+    heads: int | None = None  # for torch files of a width that does not tell them
+    headless: bool = False  # let a file without a head pass as it is
+
+    def __post_init__(self) -> None:
+        if self.posemb_method is not None:
+            posemb.check_method(self.posemb_method)
+        if not isinstance(self.image_size, int | tuple | None):
+            fail(f"image_size={self.image_size!r} is neither a number of pixels nor (height, width)")
+
+    @property
+    def image_hw(self) -> tuple[int, int] | None:
+        """(height, width) in pixels, if a size is wanted."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+
+def to(weights: Weights, wish: Wish) -> Weights:
+    """The weights as wanted. Raises UserError as `reset_head` and `resize` do."""
+    if wish.classes is not None and wish.classes != weights.model.classes:
+        weights = reset_head(weights, wish.classes, keep_pre_logits=wish.keep_pre_logits)
+    if wish.image_size is None:
+        return weights
+    return resize(weights, wish.image_size, method=wish.posemb_method or weights.posemb_method)
 
 
 def resize(weights: Weights, image_size: int | tuple[int, int], *, method: str = "official") -> Weights:

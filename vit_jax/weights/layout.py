@@ -1,48 +1,38 @@
-"""Between a model's fields and the names and shapes of its parameters, both ways, without building it."""
+"""Between a model's fields and the names and shapes of its parameters, both ways."""
 
+import dataclasses
+import functools
 import math
 import re
 from typing import Any, Literal
 
+import jax
+from flax.traverse_util import flatten_dict
+
 from vit_jax.fields import fail
+from vit_jax.models import build
 from vit_jax.sections import MIXER_ONLY, Model
+from vit_jax.weights.dialect import MOST_BLOCKS, Shape, Shapes
 
-# Far beyond any model: what a file claims is believed only up to here, before anything is read or counted up.
-MOST_BLOCKS = 1000
-MOST_FEATURES = 2**20
-
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
+MOST_FEATURES = 2**20  # of one axis, far beyond any model
 
 
+@functools.lru_cache(maxsize=128)
 def shapes(model: Model, *, channels: int = 3) -> Shapes:
-    """Name and shape of every parameter of `model` for images of that many channels."""
-    d, grid = model.width, math.prod(model.grid_hw)
-    out = _stem(model, channels)
-    features = max([out[k][-1] for k in out if k.endswith("/kernel")], default=channels)
-    out["embed/patch/kernel"] = (model.patch_size, model.patch_size, features, d)
-    out["embed/patch/bias"] = (d,)
-    prefix = model.class_token + model.distill_token
-    if model.class_token:
-        out["embed/class_token"] = (1, 1, d)
-    if model.distill_token:
-        out["embed/distill_token"] = (1, 1, d)
-    if model.registers:
-        out["embed/registers"] = (1, model.registers, d)
-    if model.posemb == "learned":
-        out["embed/positions"] = (1, grid + (prefix if model.posemb_class_slot else 0), d)
-    for i in range(model.depth):
-        out |= _block(model, f"block_{i}", grid)
-    out |= _norm("norm", d)
-    if model.pooling == "map":
-        out["pool/map/probe"] = (1, 1, d)
-        out |= _attention(model, "pool/map/attention") | _norm("pool/map/norm", d)
-        out |= _mlp(model, "pool/map/mlp", d, model.mlp_width)
-    if model.pre_logits:
-        out |= _dense("pool/pre_logits", d, model.pre_logits)
-    for head in ("head", "head_distill")[: 1 + model.distill_token] if model.classes else ():
-        out |= _dense(head, model.pre_logits or d, model.classes)
-    return out
+    """Name and shape of every parameter of `model` for images of that many channels.
+
+    The module itself is asked, with one block, which stands for all of them.
+    """
+    module = build.build(dataclasses.replace(model, depth=1), classes=1)
+    init = functools.partial(build.init, module, image_hw=model.image_hw, channels=channels)
+    arrays: Any = flatten_dict(jax.eval_shape(init, jax.random.key(0)), sep="/")
+    found = {name: x.shape for name, x in arrays.items() if model.classes or not name.startswith("head")}
+    block = {name: shape for name, shape in found.items() if name.startswith("block_0/")}
+    others = (
+        {name.replace("block_0", f"block_{i}", 1): shape for name, shape in block.items()}
+        for i in range(1, model.depth)
+    )
+    return found | {name: shape for other in others for name, shape in other.items()}
 
 
 def squeeze(name: str, shape: Shape) -> Shape:
@@ -175,57 +165,3 @@ def _rank(name: str) -> int:
 def channels(found: Shapes) -> int:
     """Channels of the images that parameters of these shapes take."""
     return found.get("embed/stem/conv_root/kernel", found["embed/patch/kernel"])[2]
-
-
-def _stem(model: Model, channels: int) -> Shapes:
-    if not model.stem_width:
-        return {}
-    w = model.stem_width
-    out: Shapes = {"embed/stem/conv_root/kernel": (7, 7, channels, w), **_norm("embed/stem/norm_root", w)}
-    features = w
-    for i, units in enumerate(model.stem_blocks):
-        middle, wide = w * 2**i, 4 * w * 2**i
-        for j in range(units):
-            unit = f"embed/stem/stage{i + 1}_unit{j + 1}"
-            if features != wide or (i and not j):
-                out[f"{unit}/conv_proj/kernel"] = (1, 1, features, wide)
-                out |= _norm(f"{unit}/norm_proj", wide)
-            convs = ((1, features, middle), (3, middle, middle), (1, middle, wide))
-            for n, (size, inputs, outputs) in enumerate(convs, 1):
-                out[f"{unit}/conv{n}/kernel"] = (size, size, inputs, outputs)
-                out |= _norm(f"{unit}/norm{n}", outputs)
-            features = wide
-    return out
-
-
-def _block(model: Model, name: str, grid: int) -> Shapes:
-    d = model.width
-    out = (
-        _norm(f"{name}/norm1", d) | _norm(f"{name}/norm2", d) | _mlp(model, f"{name}/mlp", d, model.mlp_width)
-    )
-    if model.family == "mixer":
-        return out | _mlp(model, f"{name}/token_mlp", grid, model.token_width)
-    scales = {f"{name}/scale{n}/gamma": (d,) for n in (1, 2)} if model.layer_scale else {}
-    return out | _attention(model, f"{name}/attention") | scales
-
-
-def _attention(model: Model, name: str) -> Shapes:
-    d, h = model.width, model.heads
-    k = d // h
-    out: Shapes = {f"{name}/out/kernel": (h, k, d), f"{name}/out/bias": (d,)}
-    for part in ("query", "key", "value"):
-        out |= {f"{name}/{part}/kernel": (d, h, k), f"{name}/{part}/bias": (h, k)}
-    return out | (_norm(f"{name}/query_norm", k) | _norm(f"{name}/key_norm", k) if model.qk_norm else {})
-
-
-def _mlp(model: Model, name: str, width: int, hidden: int) -> Shapes:
-    gate = _dense(f"{name}/gate", width, hidden) if model.mlp == "swiglu" else {}
-    return _dense(f"{name}/up", width, hidden) | gate | _dense(f"{name}/down", hidden, width)
-
-
-def _dense(name: str, inputs: int, outputs: int) -> Shapes:
-    return {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
-
-
-def _norm(name: str, width: int) -> Shapes:
-    return {f"{name}/scale": (width,), f"{name}/bias": (width,)}

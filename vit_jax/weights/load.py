@@ -1,174 +1,238 @@
 """From a reference to a model and its parameters.
 
-The file's names and shapes alone tell the model; all of them are checked against it before any array is read.
+A run's record tells its model; of a file, names and shapes alone do, and all of them are checked against the
+model before any array is read.
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vit_jax.config import parse_spec, parse_stored
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
-from vit_jax.weights import (
-    adapt,
-    big_vision,
-    fetch,
-    layout,
-    npz,
-    official,
-    old_mixer,
-    posemb,
-    published,
-    safetensors,
-    torch_files,
-    torch_load,
-)
-from vit_jax.weights.adapt import Weights
-from vit_jax.weights.arrays import Archive, check, dtype_note, set_in
-from vit_jax.weights.dialect import Dialect
+from vit_jax.models import build
+from vit_jax.sections import Model, Preprocess
+from vit_jax.weights import adapt, dialects, layout, published
+from vit_jax.weights.adapt import Weights, Wish
+from vit_jax.weights.dialect import Dialect, Shapes, Source
+from vit_jax.weights.formats import hf_folder, npz, orbax, safetensors
 from vit_jax.weights.report import Note, Report
+from vit_jax.weights.resolve import Place, resolve
 
-DIALECTS = (official.VIT, official.MIXER, big_vision.VIT, big_vision.MIXER, old_mixer.MIXER)
-PREFIXES = ("opt/target/", "params/img/", "params/", "")  # the first that holds a patch embedding is taken
-PATCHES = ("embedding/kernel", "stem/kernel")
-
-
-class Source(NamedTuple):
-    """Where one parameter lies: an array of the archive, or one slice of a stacked one."""
-
-    array: str
-    block: int | None
-    shape: tuple[int, ...]  # before leading ones are dropped
+Archive = npz.Archive | safetensors.Archive
+TREES = ("opt/target/", "params/img/", "params/", "")  # where flax code keeps a model; the first is taken
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # So400m, H, g, G
+HEAD_FEATURES = 64  # a head of all other published models
 
 
-def read(
-    ref: str | Path,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    classes: int | None = None,
-    posemb_method: str | None = None,
-    keep_pre_logits: bool = True,
-    heads: int | None = None,
-    headless: bool = False,
-) -> Weights:
-    """Weights of a path, a URL or a published name, adapted to `image_size` and `classes`.
+class Translation(NamedTuple):
+    """A file's dialect, {our name: where it lies}, {our name: its shape}, and what else the file has."""
 
-    `file.npz:img` is the part of a file under `img`; a folder is one of transformers or timm. Positions are
-    resized as the file's family does unless `posemb_method` says otherwise. A head of another class count is
-    replaced by zeros, and then `keep_pre_logits=False` also drops the hidden layer before it, as fine-tuning
-    does. `heads` is for torch files of a width that does not tell them; `headless` lets a file without a head
-    pass as it is. Raises UserError.
+    dialect: Dialect
+    sources: dict[str, Source]
+    shapes: Shapes
+    unexplained: list[str]
+    ignored: list[Note]
+
+
+def read(ref: str | Path, wish: Wish | None = None) -> Weights:
+    """The weights of `ref`, adapted to `wish`. Raises UserError.
+
+    `ref` is a run (its best step, else its newest), one step of it, a file, a folder of transformers or timm,
+    an address or a published name; `file.npz:img` is the part of a file under `img`.
     """
-    if posemb_method is not None:
-        posemb.check_method(posemb_method)
-    place = fetch.local(str(ref))
-    image_hw = (image_size, image_size) if isinstance(image_size, int) else image_size
-    weights, own_method = _as_stored(place, image_hw, heads)
-    if not (weights.model.classes or classes or headless):
+    wish = wish or Wish()
+    place = resolve(str(ref))
+    weights = _from_step(place.path) if place.path.is_dir() else _from_file(place, wish)
+    if not (weights.model.classes or wish.classes or wish.headless):
         fail(f"{ref} has no head: pass classes=, the number of classes to make one for")
-    method = posemb_method or own_method
-    return adapt.to(weights, classes, image_size, method=method, keep_pre_logits=keep_pre_logits)
+    return adapt.to(weights, wish)
 
 
-def _as_stored(
-    place: fetch.Place, image_hw: tuple[int, int] | None, heads: int | None
-) -> tuple[Weights, str]:
-    """The weights as they lie in the file, and how their family resizes positions."""
-    archive = safetensors.Archive(place.path) if _is_safetensors(place.path) else npz.Archive(place.path)
-    if torch_files.prefix_of(list(archive.entries)) is not None:
-        return torch_load.as_stored(place, archive, image_hw, heads)
-    names, ignored = _select(archive, place.submodel)
-    dialect, sources, extra = _translate(archive, names)
-    found = {ours: layout.squeeze(ours, source.shape) for ours, source in sources.items()}
+def _from_step(step_dir: Path) -> Weights:
+    record = orbax.read_record(step_dir)
+    spec = parse_spec(record["spec"])
+    model, image_hw, channels = build.build(spec.model), spec.model.image_hw, spec.preprocess.channels
+    shapes = jax.eval_shape(
+        lambda: build.init(model, jax.random.key(0), image_hw=image_hw, channels=channels)
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    params = jax.device_get(orbax.read_trees(step_dir, record, params=like)["params"])
+    report = _report(str(step_dir), "vit_jax", params, tuple(flatten_dict(params, sep="/")))
+    cfg = parse_stored(record["config"])
+    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, config=cfg)
+
+
+def _from_file(place: Place, wish: Wish) -> Weights:
+    archive = (safetensors if place.path.suffix == ".safetensors" else npz).Archive(place.path)
+    told = hf_folder.read(place.folder) if place.folder else hf_folder.Told({})
+    prefix = _prefix(archive, place.submodel)
+    shapes = {name: entry.shape for name, entry in archive.entries.items()}
     try:
-        model = layout.infer(
-            found,
-            absent_posemb=dialect.absent_posemb,
-            class_slot=dialect.class_slot,
-            stored_hw=archive.image_hw,
-            image_hw=image_hw,
-        )
+        found = translate(shapes, prefix, told.heads or archive.heads or wish.heads)
+        stored_hw = archive.image_hw or told.image_hw
+        model = infer(found, told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
     except UserError as error:
         fail(f"{place.name}: {error}")
-    lying = {ours: source.array for ours, source in sources.items()}
-    check(place.name, found, layout.shapes(model, channels=layout.channels(found)), lying, extra, archive)
-    params, converted = _read(archive, sources, found)
-    report = Report(
-        source=place.name,
-        dialect=dialect.name,
-        parameters=adapt.count(params),
-        loaded=tuple(sources),
-        converted=tuple(converted),
-        ignored=tuple(ignored),
-    )
-    preprocess = dataclasses.replace(dialect.preprocess, channels=layout.channels(found))
-    names_of = published.class_names(place.published, model.classes)
-    return Weights(model, params, names_of, preprocess, report), "official"
+    channels = layout.channels(found.shapes)
+    _check(place.name, found, layout.shapes(model, channels=channels), archive)
+    params, converted = _arrays(archive, found, model.heads)
+    dialect = found.dialect
+    numerics = f" ({model.gelu} GELU, epsilon {model.norm_eps:g})" if dialect.numerics else ""
+    report = _report(place.name, dialect.variant + numerics, params, tuple(found.sources))
+    report = dataclasses.replace(report, converted=tuple(converted), ignored=tuple(found.ignored))
+    names = told.class_names if len(told.class_names) == model.classes else ()
+    names = names or published.class_names(place.published, model.classes)
+    preprocess = _of_channels(told.preprocess or dialect.preprocess(model), channels)
+    return Weights(model, params, names, preprocess, report, dialect.posemb_method)
 
 
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors"
+def _report(source: str, dialect: str, params: dict[str, Any], loaded: tuple[str, ...]) -> Report:
+    return Report(source=source, dialect=dialect, parameters=adapt.count(params), loaded=loaded)
 
 
-def _select(archive: Archive, submodel: str) -> tuple[dict[str, str], list[Note]]:
-    """{name without prefix: name in the archive} of the model's arrays, and notes on all others."""
-    prefixes = [f"{p}{submodel}/" for p in ("params/", "opt/target/", "")] if submodel else PREFIXES
-    for prefix in prefixes:
-        if any(prefix + patch in archive.entries for patch in PATCHES):
-            break
-    else:
+def _prefix(archive: Archive, submodel: str) -> str:
+    prefix = prefix_of(archive.entries, submodel)
+    if prefix is None:
         first = ", ".join(list(archive.entries)[:3])
         where = f" under {submodel!r}" if submodel else ""
         fail(
-            f"{archive.path} has no patch embedding ({' or '.join(PATCHES)}){where} among its "
-            f"{len(archive.entries)} arrays ({first}, ...): give weights of a ViT, hybrid or Mixer"
+            f"{archive.path} has no patch embedding{where} among its {len(archive.entries)} arrays "
+            f"({first}, ...): give weights of a ViT, hybrid or Mixer"
         )
-    names = {name.removeprefix(prefix): name for name in archive.entries if name.startswith(prefix)}
-    others = [Note(name, f"not under {prefix}") for name in archive.entries if not name.startswith(prefix)]
-    return names, others
+    return prefix
 
 
-def _translate(archive: Archive, names: dict[str, str]) -> tuple[Dialect, dict[str, Source], list[str]]:
-    """The dialect that knows most of `names`, {our name: source}, and the names that it does not know."""
-    lying: dict[str, Source] = {}
-    for name, array in names.items():
-        shape = archive.entries[array].shape
-        slices = big_vision.unstack(name, shape)
-        lying |= {s.name: Source(array, s.block, shape[1:]) for s in slices} or {
-            name: Source(array, None, shape)
-        }
-    known = {dialect: [name for name in lying if dialect.names.ours(name)] for dialect in DIALECTS}
-    if any(array.startswith("params/") for array in names.values()):
-        known = dict(sorted(known.items(), key=lambda item: item[0].name != "big_vision"))
-    dialect = max(known, key=lambda d: len(known[d]))
+def prefix_of(names: Any, submodel: str = "") -> str | None:
+    """What stands before the names of a model's body; None if there is no patch embedding among them."""
+    patches = {dialect.patch for dialect in dialects.DIALECTS}
+    found = [
+        name.removesuffix(patch)
+        for name in names
+        for patch in patches
+        if name == patch or name.endswith((f"/{patch}", f".{patch}"))
+    ]
+    if submodel:
+        wanted = [f"{tree}{submodel}/" for tree in ("params/", "opt/target/", "")]
+        wanted += [prefix for prefix in found if f".{prefix}".endswith(f".{submodel}.")]
+    else:
+        wanted = [*TREES, *(prefix for prefix in found if prefix.endswith("."))]
+    return next((prefix for prefix in wanted if prefix in found), None)
+
+
+def translate(shapes: Shapes, prefix: str, heads: int | None) -> Translation:
+    """The dialect that knows most of the arrays, and where our parameters lie in them.
+
+    Names have the `prefix` that `prefix_of` found; `heads` as told beside arrays that do not tell them.
+    Raises UserError if nothing does.
+    """
+    under = {name.removeprefix(prefix): name for name in shapes if name.startswith(prefix)}
+    # A prefix with a slash is a tree of its own; one with a dot is a module, beside which a head may lie.
+    beside = [name for name in shapes if not name.startswith(prefix)]
+    ignored = [Note(name, f"not under {prefix}") for name in beside if prefix.endswith("/")]
+    names = under if ignored else under | {name: name for name in beside}
+    bare = {name: shapes[array] for name, array in names.items()}
+    dialect = _dialect(bare, prefix)
+    heads = heads or (_heads(dialect, bare) if dialect.per_head else 1)
     sources: dict[str, Source] = {}
-    extra = []
-    for name, source in lying.items():
-        ours = dialect.names.ours(name)
-        if ours is None or ours in sources:
-            extra.append(name)
+    unexplained = []
+    for name, array in names.items():
+        lying, reason = dialect.find(name, bare[name]), dialect.why_ignored(name)
+        if reason:
+            ignored.append(Note(array, reason))
+        elif not lying or any(ours in sources for ours, _, _ in lying):
+            unexplained.append(array)
         else:
-            sources[ours] = source
-    return dialect, sources, extra
+            sources |= {ours: Source(array, row, block) for ours, row, block in lying}
+    found = {ours: source.shape(shapes[source.array], heads) for ours, source in sources.items()}
+    squeezed = {ours: layout.squeeze(ours, shape) for ours, shape in found.items()}
+    return Translation(dialect, sources, squeezed, unexplained, ignored)
 
 
-def _read(
-    archive: Archive, sources: dict[str, Source], found: layout.Shapes
-) -> tuple[dict[str, Any], list[Note]]:
-    params: dict[str, Any] = {}
-    converted, stacks = [], {}
-    for ours, source in sources.items():
-        if source.block is None:
-            array = archive.read(source.array)
-        else:
-            if source.array not in stacks:
-                stacks[source.array] = archive.read(source.array)
-            array = np.ascontiguousarray(stacks[source.array][source.block])
-            converted.append(Note(ours, "one block's slice of a stack"))
-        if array.shape != found[ours]:
-            converted.append(Note(ours, f"{len(array.shape)} dimensions to {len(found[ours])}"))
-        converted += dtype_note(ours, archive.entries[source.array].dtype)
-        set_in(params, ours, array.reshape(found[ours]))
-    return params, converted
+def _dialect(bare: Shapes, prefix: str) -> Dialect:
+    """The one that knows most names; of equals, the one whose own files have this prefix, then the first."""
+    known = lambda d: sum(bool(d.find(name, shape) or d.why_ignored(name)) for name, shape in bare.items())
+    own = lambda d: len(d.prefix) if prefix.startswith(d.prefix) else -1
+    return max(
+        (d for d in dialects.DIALECTS if d.patch in bare and d.fits(bare)), key=lambda d: (known(d), own(d))
+    )
+
+
+def _heads(dialect: Dialect, bare: Shapes) -> int:
+    """The heads of a published width; QK-norm's arrays tell the width of one."""
+    width, normed = bare[dialect.patch][0], dialect.theirs("block_0/attention/query_norm/scale")
+    features = bare.get(normed[0], ()) if normed else ()
+    if features and features[0] and width % features[0] == 0:
+        return width // features[0]
+    heads = HEADS.get(width) or (width // HEAD_FEATURES if width % HEAD_FEATURES == 0 else 0)
+    if not heads:
+        fail(f"no array tells the heads of a model of width {width}: pass heads=, or a folder's config.json")
+    return heads
+
+
+def infer(
+    found: Translation,
+    numerics: dict[str, Any],
+    *,
+    stored_hw: tuple[int, int] | None,
+    image_hw: tuple[int, int] | None,
+) -> Model:
+    """The model of a translated file; `numerics` are those told beside it. Raises UserError."""
+    dialect = found.dialect
+    quirks: dict[str, Any] = {"absent_posemb": dialect.absent_posemb, "class_slot": dialect.class_slot}
+    model = layout.infer(found.shapes, **quirks, stored_hw=stored_hw, image_hw=image_hw)
+    return dataclasses.replace(model, **(dialect.numerics | numerics))
+
+
+def _check(name: str, found: Translation, wanted: Shapes, archive: Archive) -> None:
+    """Raise UserError with every missing, unexplained, misshapen and non-numeric array."""
+    shapes, lying = found.shapes, {ours: source.array for ours, source in found.sources.items()}
+    dtypes = {ours: archive.entries[array].dtype for ours, array in lying.items()}
+    lists = {
+        "missing": [n for n in wanted if n not in shapes],
+        "unexplained": found.unexplained + [lying[n] for n in shapes if n not in wanted],
+        "misshapen": [
+            f"{n} is {shapes[n]}, not {wanted[n]}" for n in shapes if n in wanted and shapes[n] != wanted[n]
+        ],
+        "not floating point": [f"{n} is {dtype}" for n, dtype in dtypes.items() if not npz.is_number(dtype)],
+    }
+    parts = [f"{len(names)} {what}: {', '.join(names)}" for what, names in lists.items() if names]
+    if parts:
+        fail(f"{name} does not fit the model that its shapes tell: {'; '.join(parts)}; nothing was loaded")
+
+
+def _arrays(archive: Archive, found: Translation, heads: int) -> tuple[dict[str, Any], list[Note]]:
+    """Our parameters, nested, and what was done to them."""
+    params: dict[str, np.ndarray] = {}
+    held: dict[str, np.ndarray] = {}  # an array of several parameters is read once
+    last = {source.array: ours for ours, source in found.sources.items()}
+    notes = []
+    for ours, source in found.sources.items():
+        if source.array not in held:
+            held[source.array] = archive.read(source.array)
+        array, shape = source.read(held[source.array], heads), found.shapes[ours]
+        if source.block is not None:
+            notes.append(Note(ours, "one block's slice of a stack"))
+        if array.ndim != len(shape):
+            notes.append(Note(ours, f"{array.ndim} dimensions to {len(shape)}"))
+        dtype = archive.entries[source.array].dtype
+        if dtype != np.float32:
+            notes.append(Note(ours, f"{'bfloat16' if npz.is_bfloat16(dtype) else dtype} to float32"))
+        params[ours] = np.ascontiguousarray(array, np.float32).reshape(shape)
+        if last[source.array] == ours:
+            del held[source.array]
+    return unflatten_dict(params, sep="/"), notes
+
+
+def _of_channels(preprocess: Preprocess, channels: int) -> Preprocess:
+    """The same preprocessing for grey images: statistics of three channels mean nothing there."""
+    if channels == preprocess.channels:
+        return preprocess
+    mean, std = (tuple([float(np.mean(v))]) for v in (preprocess.mean, preprocess.std))
+    return dataclasses.replace(preprocess, channels=channels, mean=mean, std=std)

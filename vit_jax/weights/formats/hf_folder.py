@@ -4,6 +4,7 @@ A folder tells what arrays cannot: GELU, epsilon, heads, image size, class names
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from vit_jax.errors import UserError
 from vit_jax.fields import fail
 from vit_jax.sections import Model, Preprocess
 
+Tree = dict[str, Any]
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
@@ -20,7 +22,7 @@ RESAMPLE = {"pil_bilinear": 2, "tf_bilinear": 2, "pil_bicubic": 3}
 class Told(NamedTuple):
     """What a folder tells; None or empty where it does not."""
 
-    numerics: dict[str, Any]
+    numerics: Tree
     heads: int | None = None
     image_hw: tuple[int, int] | None = None
     class_names: tuple[str, ...] = ()
@@ -37,7 +39,7 @@ def read(folder: Path) -> Told:
     act = vision.get("hidden_act")
     if act is not None and act not in GELU:
         fail(f"{folder / CONFIG}: hidden_act={act} is no activation of the models here: {', '.join(GELU)}")
-    numerics: dict[str, Any] = {"gelu": GELU[act]} if act in ("gelu", "gelu_new", "gelu_pytorch_tanh") else {}
+    numerics: Tree = {"gelu": GELU[act]} if act in ("gelu", "gelu_new", "gelu_pytorch_tanh") else {}
     if "layer_norm_eps" in vision:
         numerics["norm_eps"] = float(vision["layer_norm_eps"])
     size = vision.get("image_size")
@@ -47,53 +49,36 @@ def read(folder: Path) -> Told:
     return Told(numerics, vision.get("num_attention_heads"), hw, names, preprocess)
 
 
-def write(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any]) -> None:
+def write(folder: Path, config: Tree, preprocessor: Tree) -> None:
     """config.json and preprocessor_config.json of a transformers model. Raises UserError."""
     _dump(folder / CONFIG, config)
     _dump(folder / PREPROCESSOR, preprocessor)
 
 
-def config(variant: str, model: Model, names: tuple[str, ...]) -> dict[str, Any]:
-    """transformers' config of `model`. Raises UserError where it has no words for the model."""
+def config(model: Model, names: tuple[str, ...], family: Callable[[Model, Tree, Tree], Tree]) -> Tree:
+    """transformers' config of `model`, as its family arranges it. Raises UserError if it cannot tell all."""
     side = model.image_hw[0]
     if model.image_hw != (side, side):
         fail(f"transformers' config has square images only, not {model.image_hw}: write a file, not a folder")
-    act = "gelu" if model.gelu == "exact" else "gelu_pytorch_tanh"
-    body: dict[str, Any] = {
+    body: Tree = {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "hidden_act": act,
+        "hidden_act": "gelu" if model.gelu == "exact" else "gelu_pytorch_tanh",
         "layer_norm_eps": model.norm_eps,
         "image_size": side,
         "patch_size": model.patch_size,
         "num_channels": 3,
     }
     labels = names if len(names) == model.classes else [f"LABEL_{i}" for i in range(model.classes)]
-    head: dict[str, Any] = {"dtype": "float32"}
+    head: Tree = {"dtype": "float32"}
     if model.classes:
         head["id2label"] = {str(i): name for i, name in enumerate(labels)}
         head["label2id"] = {name: i for i, name in enumerate(labels)}
-    if variant.startswith("dinov2"):
-        kind = "dinov2_with_registers" if model.registers else "dinov2"
-        body |= _dinov2(model) | ({"num_register_tokens": model.registers} if model.registers else {})
-        stem = "Dinov2WithRegisters" if model.registers else "Dinov2"
-        return {"model_type": kind, "architectures": [f"{stem}Model"], **body, **head}
-    body["intermediate_size"] = model.mlp_width
-    if variant.startswith("siglip"):
-        body["vision_use_head"] = variant == "siglip"
-        if variant == "siglip":
-            return {"model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"], **body}
-        vision = {"model_type": "siglip_vision_model", **body}
-        kind = "SiglipForImageClassification"
-        return {"model_type": "siglip", "architectures": [kind], "vision_config": vision, **head}
-    stem, suffix = {"vit": ("ViT", ""), "deit": ("DeiT", "WithTeacher")}[variant]
-    kind = f"{stem}ForImageClassification{suffix}" if model.classes else f"{stem}Model"
-    body |= {"qkv_bias": True, "pooler_act": "tanh", "pooler_output_size": model.pre_logits or model.width}
-    return {"model_type": variant, "architectures": [kind], **body, **head}
+    return family(model, body, head)
 
 
-def preprocessor(cfg: Preprocess, image_hw: tuple[int, int]) -> dict[str, Any]:
+def preprocessor(cfg: Preprocess, image_hw: tuple[int, int]) -> Tree:
     """transformers' image processor: squash to size, or shortest edge and centre crop."""
     h, w = image_hw
     size = {"height": h, "width": w}
@@ -114,7 +99,7 @@ def preprocessor(cfg: Preprocess, image_hw: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _preprocess(tree: dict[str, Any], path: Path) -> Preprocess:
+def _preprocess(tree: Tree, path: Path) -> Preprocess:
     # What a file does not say is the default of transformers' ViTImageProcessor.
     size = tree.get("size", {"height": 224, "width": 224})
     resample = tree.get("resample", 2)
@@ -140,7 +125,7 @@ def _few(values: list[float]) -> tuple[float, ...]:
     return tuple(map(float, values[:1] if len(set(values)) == 1 else values))
 
 
-def _timm(tree: dict[str, Any]) -> Told:
+def _timm(tree: Tree) -> Told:
     cfg, arguments = tree.get("pretrained_cfg", {}), tree.get("model_args") or {}
     numerics = {"gelu": "tanh"} if arguments.get("act_layer") == "gelu_tanh" else {}
     size = cfg.get("input_size")
@@ -155,29 +140,14 @@ def _timm(tree: dict[str, Any]) -> Told:
     return Told(numerics, arguments.get("num_heads"), tuple(size[1:]) if size else None, names, preprocess)
 
 
-def _dinov2(model: Model) -> dict[str, Any]:
-    d, f = model.width, model.mlp_width
-    told: dict[str, Any] = {"use_mask_token": True}
-    if model.mlp == "gelu":
-        if f % d:
-            fail(
-                f"DINOv2's config has only whole ratios, not mlp_width/width={f}/{d}: choose another dialect"
-            )
-        return told | {"mlp_ratio": f // d, "use_swiglu_ffn": False}
-    ratio = next((r for r in range(1, 17) if (int(d * r * 2 / 3) + 7) // 8 * 8 == f), None)
-    if ratio is None:
-        fail(f"no ratio of DINOv2's config gives a SwiGLU of {f} for width {d}: choose another dialect")
-    return told | {"mlp_ratio": ratio, "use_swiglu_ffn": True}
-
-
-def _class_names(tree: dict[str, Any]) -> tuple[str, ...]:
+def _class_names(tree: Tree) -> tuple[str, ...]:
     labels = tree.get("id2label") or {}
     names = tuple(str(labels.get(str(i), "")) for i in range(len(labels)))
     known = all(names) and not all(n == f"LABEL_{i}" for i, n in enumerate(names))
     return names if known else ()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Tree:
     try:
         tree = json.loads(path.read_text())
     except OSError as error:
@@ -189,7 +159,7 @@ def _json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _dump(path: Path, tree: dict[str, Any]) -> None:
+def _dump(path: Path, tree: Tree) -> None:
     try:
         path.write_text(json.dumps(tree, indent=2) + "\n")
     except OSError as error:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.fields import fail
-from vit_jax.weights.npz import Entry
+from vit_jax.weights.formats.npz import Entry
 
 MOST_HEADER = 10**8  # bytes, the limit of the format
 DTYPES: dict[str, Any] = {

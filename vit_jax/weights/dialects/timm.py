@@ -3,25 +3,38 @@
 All of them compute with the exact GELU and an epsilon of 1e-6, and resize positions bicubically.
 """
 
+import dataclasses
 import functools
 
 from vit_jax.sections import Model, Preprocess
-from vit_jax.weights.dialect import Flat, TorchDialect, add_class_slot, merge_class_slot
-from vit_jax.weights.parts import Part, Shape, Table, conv, dense, fused, norm, out, project
+from vit_jax.weights.dialect import (
+    Dialect,
+    Flat,
+    Row,
+    Shapes,
+    add_class_slot,
+    conv,
+    dense,
+    fused,
+    merge_class_slot,
+    norm,
+    out,
+    project,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NUMERICS = {"gelu": "exact", "norm_eps": 1e-6}
 BLOCK = "blocks.{i}"
 
 
-def _gamma(n: int) -> Part:
+def _gamma(n: int) -> Row:
     # gamma_1 in the files of DeiT III's authors.
-    return Part(f"block_{{i}}/scale{n}/gamma", f"{BLOCK}.ls{n}.gamma", also=(f"{BLOCK}.gamma_{n}",))
+    return Row(f"block_{{i}}/scale{n}/gamma", f"{BLOCK}.ls{n}.gamma", also=(f"{BLOCK}.gamma_{n}",))
 
 
 COMMON = (
-    Part("embed/class_token", "cls_token"),
-    Part("embed/positions", "pos_embed"),
+    Row("embed/class_token", "cls_token"),
+    Row("embed/positions", "pos_embed"),
     *conv("embed/patch", "patch_embed.proj"),
     *norm("block_{i}/norm1", f"{BLOCK}.norm1"),
     *fused("block_{i}/attention", f"{BLOCK}.attn.qkv"),
@@ -35,18 +48,18 @@ COMMON = (
 GELU_MLP = (*dense("block_{i}/mlp/up", f"{BLOCK}.mlp.fc1"), *dense("block_{i}/mlp/down", f"{BLOCK}.mlp.fc2"))
 
 
-def _swiglu(packed: str, down: str) -> tuple[Part, ...]:
+def _swiglu(packed: str, down: str) -> tuple[Row, ...]:
     gate, up = dense("block_{i}/mlp/gate", packed, 0, 2), dense("block_{i}/mlp/up", packed, 1, 2)
     return *gate, *up, *dense("block_{i}/mlp/down", down)
 
 
 TIMM_ONLY = (
-    Part("embed/distill_token", "dist_token"),
+    Row("embed/distill_token", "dist_token"),
     *dense("head_distill", "head_dist"),
-    Part("embed/registers", "reg_token"),
+    Row("embed/registers", "reg_token"),
     *norm("block_{i}/attention/query_norm", f"{BLOCK}.attn.q_norm"),
     *norm("block_{i}/attention/key_norm", f"{BLOCK}.attn.k_norm"),
-    Part("pool/map/probe", "attn_pool.latent"),
+    Row("pool/map/probe", "attn_pool.latent"),
     *project("pool/map/attention/query", "attn_pool.q"),
     *project("pool/map/attention/key", "attn_pool.kv", 0, 2),
     *project("pool/map/attention/value", "attn_pool.kv", 1, 2),
@@ -55,8 +68,7 @@ TIMM_ONLY = (
     *dense("pool/map/mlp/up", "attn_pool.mlp.fc1"),
     *dense("pool/map/mlp/down", "attn_pool.mlp.fc2"),
 )
-DINOV2_ONLY = (Part("embed/registers", "register_tokens"),)
-MASK = {r"(embeddings\.)?mask_token": "stands for masked patches, in pretraining only"}
+MASK = "stands for masked patches, in pretraining only"
 
 
 def _timm_preprocess(model: Model) -> Preprocess:
@@ -73,7 +85,7 @@ CROPPED = Preprocess(
 )
 
 
-def _is_packed(packed: str, shapes: dict[str, Shape]) -> bool:
+def _is_packed(packed: str, shapes: Shapes) -> bool:
     """Whether the first layer of the MLP is twice as wide as the second takes: SwiGLU's two in one."""
     first, second = shapes.get(f"blocks.0.mlp.{packed}.weight"), shapes.get("blocks.0.mlp.fc2.weight")
     return bool(first and second and len(second) == 2 and first[0] == 2 * second[1])
@@ -84,51 +96,45 @@ def _pack_timm(params: Flat, model: Model) -> Flat:
     return merge_class_slot(params, model) if model.registers else params
 
 
-_TIMM = TorchDialect(
+_TIMM = Dialect(
     name="timm",
     variant="timm",
-    table=Table((*COMMON, *GELU_MLP, *TIMM_ONLY)),
-    ignored={},
-    numerics=NUMERICS,
-    posemb_method="bicubic_antialias",
-    preprocess=_timm_preprocess,
+    rows=(*COMMON, *GELU_MLP, *TIMM_ONLY),
     holds=lambda model: model.family == "vit" and model.mlp == "gelu",
+    preprocess=_timm_preprocess,
     fits=lambda shapes: not _is_packed("fc1", shapes),
     pack=_pack_timm,
+    numerics=NUMERICS,
+    posemb_method="bicubic_antialias",
 )
-TIMM = (
+_TIMM_SWIGLU = dataclasses.replace(
     _TIMM,
-    _TIMM._replace(
-        variant="timm with SwiGLU",
-        table=Table((*COMMON, *_swiglu(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"), *TIMM_ONLY)),
-        holds=lambda model: model.family == "vit" and model.mlp == "swiglu",
-        fits=functools.partial(_is_packed, "fc1"),
-    ),
+    variant="timm with SwiGLU",
+    rows=(*COMMON, *_swiglu(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"), *TIMM_ONLY),
+    holds=lambda model: model.family == "vit" and model.mlp == "swiglu",
+    fits=functools.partial(_is_packed, "fc1"),
 )
-_DINOV2 = TorchDialect(
+BODY = (
+    *(row for row in COMMON if not row.ours.startswith("head")),
+    Row("embed/registers", "register_tokens"),
+)
+_DINOV2 = Dialect(
     name="dinov2",
     variant="DINOv2",
-    table=Table((*(p for p in COMMON if not p.ours.startswith("head")), *GELU_MLP, *DINOV2_ONLY)),
-    ignored=MASK,
+    rows=(*BODY, *GELU_MLP),
+    holds=lambda model: bool(model.layer_scale) and model.mlp == "gelu",
+    preprocess=lambda model: CROPPED,
+    pack=add_class_slot,
+    mask="mask_token",
+    ignored={"mask_token": MASK},
     numerics=NUMERICS,
     posemb_method="bicubic",
-    preprocess=lambda model: CROPPED,
-    holds=lambda model: bool(model.layer_scale) and model.mlp == "gelu",
-    fits=lambda shapes: True,
-    pack=add_class_slot,
 )
-DINOV2 = (
+_DINOV2_SWIGLU = dataclasses.replace(
     _DINOV2,
-    _DINOV2._replace(
-        variant="DINOv2 with SwiGLU",
-        table=Table(
-            (
-                *(p for p in COMMON if not p.ours.startswith("head")),
-                *_swiglu(f"{BLOCK}.mlp.w12", f"{BLOCK}.mlp.w3"),
-                *DINOV2_ONLY,
-            )
-        ),
-        holds=lambda model: bool(model.layer_scale) and model.mlp == "swiglu",
-        fits=lambda shapes: "blocks.0.mlp.w12.weight" in shapes,
-    ),
+    variant="DINOv2 with SwiGLU",
+    rows=(*BODY, *_swiglu(f"{BLOCK}.mlp.w12", f"{BLOCK}.mlp.w3")),
+    holds=lambda model: bool(model.layer_scale) and model.mlp == "swiglu",
+    fits=lambda shapes: "blocks.0.mlp.w12.weight" in shapes,
 )
+DIALECTS = (_TIMM, _TIMM_SWIGLU, _DINOV2, _DINOV2_SWIGLU)

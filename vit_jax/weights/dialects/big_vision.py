@@ -1,12 +1,10 @@
 """Files of google-research/big_vision: Linen's names, positions of patches alone, MAP, scanned stacks."""
 
-import re
-from typing import NamedTuple
+import dataclasses
 
 from vit_jax.sections import Preprocess
-from vit_jax.weights import layout, official
-from vit_jax.weights.dialect import Dialect, merge_class_slot
-from vit_jax.weights.names import Names, Row
+from vit_jax.weights.dialect import Dialect, Row, merge_class_slot
+from vit_jax.weights.dialects.official import MIXER_ROWS
 
 BLOCK = "Transformer/encoderblock_{i}"
 ATTENTION = "MultiHeadDotProductAttention_0"
@@ -41,23 +39,16 @@ VIT_ROWS = (
 # resize_small averages areas; an antialiased filter is the nearest thing here
 PREPROCESS = Preprocess(resize="crop", crop_fraction=0.875, filter="pil_bilinear", mean=(0.5,), std=(0.5,))
 
-STACK = re.compile(r"Transformer/encoderblock/(.+)")
 VIT = Dialect(
-    "big_vision", "vit", Names(VIT_ROWS), "params/", False, "sincos2d", PREPROCESS, merge_class_slot
+    name="big_vision",
+    variant="big_vision",
+    rows=VIT_ROWS,
+    holds=lambda model: model.family == "vit",
+    preprocess=lambda model: PREPROCESS,
+    pack=merge_class_slot,
+    prefix="params/",
+    absent_posemb="sincos2d",
+    stack=("Transformer/encoderblock/", "Transformer/encoderblock_{i}/"),
 )
-MIXER = official.MIXER._replace(name="big_vision", prefix="params/", preprocess=PREPROCESS)
-
-
-class Slice(NamedTuple):
-    """One block's part of an array that holds all blocks of a scanned encoder."""
-
-    name: str
-    block: int
-
-
-def unstack(name: str, shape: tuple[int, ...]) -> list[Slice]:
-    """The blocks' slices of a scanned array, none for any other array."""
-    match = STACK.fullmatch(name)
-    if match is None or not shape or shape[0] > layout.MOST_BLOCKS:
-        return []
-    return [Slice(f"Transformer/encoderblock_{i}/{match[1]}", i) for i in range(shape[0])]
+MIXER = dataclasses.replace(VIT, rows=MIXER_ROWS, holds=lambda model: model.family == "mixer", stack=("", ""))
+DIALECTS = (VIT, MIXER)

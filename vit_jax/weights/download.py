@@ -1,4 +1,4 @@
-"""From a reference to a file on this machine: paths as they are, addresses through a cache."""
+"""Files of gs:// and https:// addresses, through a cache on this machine."""
 
 import base64
 import hashlib
@@ -11,70 +11,17 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vit_jax.fields import fail
-from vit_jax.weights import hub, published
-from vit_jax.weights.published import Published
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-PICKLED = (
-    "a torch pickle, which can run code when it is read: convert it once where torch is, with "
-    "`safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'model.safetensors')`"
-)
 CHUNK = 2**20
 ATTEMPTS = 4  # connections that break off are taken up again where they broke
 TIMEOUT_S = 60
 PUBLIC_GCS = "https://storage.googleapis.com/"
-
-
-class Place(NamedTuple):
-    """A file, what the user called it, the part of it that is meant, and the table's row if it is in it."""
-
-    path: Path
-    name: str
-    submodel: str
-    published: Published | None
-    folder: Path | None = None  # that holds the file and tells more of it, of transformers or timm
-
-
-def local(ref: str) -> Place:
-    """The file of a path, an address or a published name, downloaded if need be. Raises UserError."""
-    if is_model_folder(Path(ref)):
-        return _in_folder(Path(ref))
-    if ref.endswith(PICKLES):
-        fail(f"{ref} is {PICKLED}")
-    match = re.fullmatch(r"(.+\.(?:npz|safetensors))(?::([\w/]+))?", ref)
-    name, submodel = (match[1], match[2] or "") if match else (ref, "")
-    known = published.find(name)
-    if "://" in name:
-        return Place(download(name), ref, submodel, known)
-    if Path(name).exists() or known is None:
-        if not match and not Path(name).exists():
-            names = ", ".join(published.TABLE)
-            fail(f"{ref} is no run directory, file or published checkpoint; published are {names}")
-        return Place(Path(name), ref, submodel, known)
-    return Place(download(known.url), ref, submodel, known)
-
-
-def is_model_folder(path: Path) -> bool:
-    """Whether `path` is a folder of transformers or timm, which has a config.json but no checkpoints."""
-    ours = (path / "checkpoints").exists() or (path / "best").exists()
-    return (path / hub.CONFIG).is_file() and not ours
-
-
-def _in_folder(folder: Path) -> Place:
-    weights = folder / hub.WEIGHTS
-    if not weights.is_file():
-        if list(folder.glob("*.bin")):
-            fail(f"{folder} has only {PICKLED}")
-        if (folder / f"{hub.WEIGHTS}.index.json").is_file():
-            fail(f"{folder} has its weights in several files: save it again with max_shard_size='50GB'")
-        fail(f"{folder} has a config.json but no {hub.WEIGHTS}: give a folder with both")
-    return Place(weights, str(folder), "", None, folder)
 
 
 def cache_dir() -> Path:

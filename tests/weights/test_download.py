@@ -10,7 +10,7 @@ import pytest
 from paths import GOLDEN
 
 from vit_jax.errors import UserError
-from vit_jax.weights import fetch
+from vit_jax.weights import download as downloads
 from vit_jax.weights.load import read
 
 DATA = (GOLDEN / "vit_token.npz").read_bytes()
@@ -66,7 +66,7 @@ def test_a_file_is_downloaded_once(server):
 
 def test_a_broken_connection_is_taken_up_where_it_broke(server):
     url, asked = server
-    path = fetch.download(f"{url}/breaks/w.npz")
+    path = downloads.download(f"{url}/breaks/w.npz")
     assert path.read_bytes() == DATA
     assert asked == ["breaks 0", "breaks 80000", "breaks 160000"]
     assert [p.name for p in path.parent.iterdir()] == ["w.npz"]
@@ -75,7 +75,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server):
 def test_the_next_call_resumes_too(server):
     url, asked = server
     with pytest.raises(UserError, match=r"ended at 80,000 of 207,830 bytes.*it resumes"):
-        fetch.download(f"{url}/stops/w.npz")
+        downloads.download(f"{url}/stops/w.npz")
     assert asked == ["stops 0", *["stops 80000"] * 3]
 
 
@@ -90,14 +90,14 @@ def test_the_next_call_resumes_too(server):
 def test_what_is_not_the_file_is_refused_and_not_kept(server, kind, message, tmp_path):
     url, _ = server
     with pytest.raises(UserError, match=message):
-        fetch.download(f"{url}/{kind}/w.npz")
+        downloads.download(f"{url}/{kind}/w.npz")
     assert not list((tmp_path / "cache").rglob("*.npz"))
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
 def test_a_google_address_and_a_published_name_go_to_the_public_bucket(server, monkeypatch):
     url, asked = server
-    monkeypatch.setattr(fetch, "PUBLIC_GCS", f"{url}/whole/")
+    monkeypatch.setattr(downloads, "PUBLIC_GCS", f"{url}/whole/")
     read("gs://bucket/w.npz")
     assert read("imagenet21k/ViT-B_16").report.source == "imagenet21k/ViT-B_16"
     assert len(asked) == 2

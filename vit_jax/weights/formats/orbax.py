@@ -1,0 +1,168 @@
+"""Steps on Orbax: what is in them, and how they are read and checked.
+
+A step holds `params`, `rest` (optimizer state, window sums) and `record`, a JSON object that makes the
+parameters usable on their own: config, spec, class names, versions, and a digest a leaf. Orbax ignores saves
+that a kill interrupted; the digests catch what it does not notice: changed bytes in array data.
+"""
+
+import errno
+import functools
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from vit_jax.errors import UserError
+
+CHECKPOINTS, BEST = "checkpoints", "best"  # folders of numbered steps in that of a run
+PARAMS, REST, RECORD = "params", "rest", "record"
+OWN = {"step", "shapes", "digests"}  # what `record_of` adds to a record
+
+
+class OtherState(UserError):
+    """A checkpoint of another model or optimizer: sound, but not what was asked for."""
+
+
+def step_dir(ref: Path) -> Path:
+    """The step that a run directory stands for: its best, else its newest. Raises UserError."""
+    if (ref / PARAMS).is_dir():
+        return ref
+    for folder in (ref / BEST, ref / CHECKPOINTS, ref):
+        if steps := steps_in(folder):
+            return folder / str(steps[-1])
+    kind = "a folder that is " if ref.is_dir() else ""
+    raise UserError(f"{ref} is {kind}neither a run directory with a checkpoint nor one step of it")
+
+
+def steps_in(directory: Path) -> list[int]:
+    """Numbers of the finished steps of a folder, ascending."""
+    number = re.compile(r"0|[1-9][0-9]*")
+    return sorted(int(p.name) for p in directory.glob("*") if number.fullmatch(p.name) and p.is_dir())
+
+
+def read_record(step_dir: Path) -> dict[str, Any]:
+    """The record of one step. Raises UserError if there is none that can be read."""
+    try:
+        with context():
+            record = ocp.load_checkpointables(str(step_dir.absolute()), {RECORD: None})[RECORD]
+    except Exception as e:
+        raise UserError(f"checkpoint {step_dir} cannot be read ({root_cause(e)})") from e
+    if not isinstance(record, dict) or not record.keys() >= OWN:
+        raise UserError(f"checkpoint {step_dir} cannot be read (its record lacks {', '.join(sorted(OWN))})")
+    return record
+
+
+def record_of(step: int, record: dict[str, Any], trees: dict[str, Any]) -> dict[str, Any]:
+    """`record` with what the trees are checked by when they are read."""
+    return record | {
+        "step": step,
+        "shapes": {name: shapes(tree) for name, tree in trees.items()},
+        "digests": {name: digest(tree) for name, tree in trees.items()},
+    }
+
+
+def read_trees(step_dir: Path, record: dict[str, Any], **abstract: Any) -> dict[str, Any]:
+    """The trees of one step, each leaf checked. Raises UserError if anything is missing or changed."""
+    for name, tree in abstract.items():
+        _check_shapes(step_dir, name, stored=record["shapes"][name], wanted=shapes(tree))
+    try:
+        with context():
+            trees = ocp.load_checkpointables(str(step_dir.absolute()), abstract)
+    except Exception as e:
+        raise UserError(f"checkpoint {step_dir} cannot be read ({root_cause(e)})") from e
+    for name, tree in trees.items():
+        wanted, got = record["digests"][name], digest(tree)
+        changed = [path for path in wanted if wanted[path] != got.get(path)]
+        if changed:
+            raise UserError(
+                f"checkpoint {step_dir} has changed on disk: {name}{changed[0]} has another digest"
+            )
+    return trees
+
+
+def shapes(tree: Any) -> dict[str, str]:
+    """{path: float32[16,8]} of a tree of arrays or abstract arrays."""
+    describe = lambda x: f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return {jax.tree_util.keystr(p): describe(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_shapes(step_dir: Path, name: str, *, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    other = [path for path in stored | wanted if stored.get(path) != wanted.get(path)]
+    if other:
+        first = other[0]
+        raise OtherState(
+            f"checkpoint {step_dir} belongs to another model or optimizer: {len(other)} arrays differ, "
+            f"such as {name}{first}, {stored.get(first, 'missing')} and not {wanted.get(first, 'there')}: "
+            "use another --workdir, or --config.init to start from its parameters"
+        )
+
+
+def digest(tree: Any) -> dict[str, int]:
+    """{path: uint32} that does not depend on the sharding: a sum of the bits, weighted by position."""
+    values = jax.device_get(_digests(tree))
+    return {jax.tree_util.keystr(p): int(v) for p, v in jax.tree_util.tree_leaves_with_path(values)}
+
+
+def compile_digests(trees: dict[str, Any]) -> None:
+    """Compile what `digest` of each tree needs; leaves are arrays, or their shapes and layout."""
+    for tree in trees.values():
+        _digests.lower(tree).compile()
+
+
+@jax.jit
+def _digests(tree: Any) -> Any:
+    return jax.tree.map(_digest_leaf, tree)
+
+
+def _digest_leaf(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).reshape(-1)
+    odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1  # odd weights: no single change is multiplied to 0
+    return (bits * odd).sum(dtype=jnp.uint32)
+
+
+@functools.cache
+def _errors_once() -> None:
+    """Leave a failed file to the exception: Orbax would also log it many times.
+
+    It logs each error that it raises, and closes event loops that results of other files still come to,
+    which Python reports as errors that nobody can catch.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+    )
+    before = sys.unraisablehook
+
+    def hook(error: Any) -> None:
+        late = isinstance(error.exc_value, RuntimeError) and str(error.exc_value) == "Event loop is closed"
+        if not late or error.object is not None:
+            before(error)
+
+    sys.unraisablehook = hook
+
+
+def context() -> ocp.Context:
+    """How Orbax reads and writes a step."""
+    _errors_once()
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=RECORD)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def root_cause(error: BaseException) -> str:
+    """What lies under an error of Orbax, on one line."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):
+        return full  # it comes after several long paths
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:200]

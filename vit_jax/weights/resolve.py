@@ -1,0 +1,75 @@
+"""From a reference to files on this machine: a run, one step of it, a file, a folder, an address, a name."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax.fields import fail
+from vit_jax.weights import published
+from vit_jax.weights.download import download
+from vit_jax.weights.formats import hf_folder, orbax
+from vit_jax.weights.published import Published
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+PICKLED = (
+    "a torch pickle, which can run code when it is read: convert it once where torch is, with "
+    "`safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'model.safetensors')`"
+)
+
+
+class Place(NamedTuple):
+    """A file or a step, what the user called it, and what else is known of it."""
+
+    path: Path
+    name: str
+    submodel: str = ""  # the part of the file that is meant
+    published: Published | None = None  # the table's row
+    folder: Path | None = None  # of transformers or timm, which tells more of the file
+
+
+def resolve(ref: str) -> Place:
+    """What `ref` stands for, downloaded if need be; a run for its best step, else its newest.
+
+    Raises UserError where it stands for nothing.
+    """
+    if not ref:
+        fail("the name of the model is empty: give a run, a file, an address or a published name")
+    path = Path(ref)
+    if path.name.isdigit() and not path.exists() and (steps := orbax.steps_in(path.parent)):
+        fail(f"{ref} is not there: {path.parent} has the steps {', '.join(map(str, steps))}")
+    if path.is_dir():
+        return _in_folder(path) if _is_model_folder(path) else Place(orbax.step_dir(path), ref)
+    return _file(ref)
+
+
+def _file(ref: str) -> Place:
+    if ref.endswith(PICKLES):
+        fail(f"{ref} is {PICKLED}")
+    match = re.fullmatch(r"(.+\.(?:npz|safetensors))(?::([\w/]+))?", ref)
+    name, submodel = (match[1], match[2] or "") if match else (ref, "")
+    known = published.find(name)
+    if "://" in name:
+        return Place(download(name), ref, submodel, known)
+    if known is not None and not Path(name).exists():
+        return Place(download(known.url), ref, submodel, known)
+    if not match and not Path(name).exists():
+        names = ", ".join(published.TABLE)
+        fail(f"{ref} is no run directory, file or published checkpoint; published are {names}")
+    return Place(Path(name), ref, submodel, known)
+
+
+def _is_model_folder(path: Path) -> bool:
+    """Whether `path` is a folder of transformers or timm, which has a config.json but no checkpoints."""
+    ours = (path / orbax.CHECKPOINTS).exists() or (path / orbax.BEST).exists()
+    return (path / hf_folder.CONFIG).is_file() and not ours
+
+
+def _in_folder(folder: Path) -> Place:
+    weights = folder / hf_folder.WEIGHTS
+    if not weights.is_file():
+        if list(folder.glob("*.bin")):
+            fail(f"{folder} has only {PICKLED}")
+        if (folder / f"{hf_folder.WEIGHTS}.index.json").is_file():
+            fail(f"{folder} has its weights in several files: save it again with max_shard_size='50GB'")
+        fail(f"{folder} has a config.json but no {hf_folder.WEIGHTS}: give a folder with both")
+    return Place(weights, str(folder), folder=folder)
