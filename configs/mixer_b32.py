@@ -8,7 +8,7 @@ No accuracy was published with the checkpoints. Unmeasured here.
 
 from typing import Any
 
-from configs import recipes
+from vit_jax import recipes
 
 
 def get_config(arg: str = "") -> Any:

@@ -8,7 +8,7 @@ Published accuracy (ImageNet-21k then ImageNet-1k, as timm measured it): 72.08 %
 
 from typing import Any
 
-from configs import recipes
+from vit_jax import recipes
 
 
 def get_config(arg: str = "") -> Any:

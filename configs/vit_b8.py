@@ -8,7 +8,7 @@ Published accuracy (AugReg, at 224 px, as timm measured it): 85.84 %. Unmeasured
 
 from typing import Any
 
-from configs import recipes
+from vit_jax import recipes
 
 
 def get_config(arg: str = "") -> Any:

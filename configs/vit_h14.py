@@ -8,7 +8,7 @@ Published accuracy (JFT-300M, then ImageNet-1k): 88.55 %. Unmeasured here.
 
 from typing import Any
 
-from configs import recipes
+from vit_jax import recipes
 
 
 def get_config(arg: str = "") -> Any:

@@ -8,7 +8,7 @@ Published accuracy (AugReg, ImageNet-21k then ImageNet-1k at 384 px): 85.59 %. U
 
 from typing import Any
 
-from configs import recipes
+from vit_jax import recipes
 
 
 def get_config(arg: str = "") -> Any:

@@ -8,7 +8,7 @@ Published accuracy (ImageNet-21k, then CIFAR-10 at 384 px): 99.06 %. Unmeasured 
 
 from typing import Any
 
-from configs import recipes
+from vit_jax import recipes
 
 
 def get_config(arg: str = "") -> Any:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax import config as config
     from vit_jax.loaded import Loaded, load, save
+    from vit_jax.run.report import Sink
     from vit_jax.trained import Run, train
 
-HOMES = {"Loaded": "loaded", "load": "loaded", "save": "loaded", "Run": "trained", "train": "trained"}
-__all__ = ["Loaded", "Run", "config", "load", "save", "train"]
+HOMES = {
+    **dict.fromkeys(("Loaded", "load", "save"), "loaded"),
+    **dict.fromkeys(("Run", "train"), "trained"),
+    "Sink": "run.report",
+}
+__all__ = ["Loaded", "Run", "Sink", "config", "load", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:

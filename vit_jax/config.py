@@ -32,10 +32,15 @@ def default() -> Any:
 
 
 def load_file(reference: str) -> ConfigDict:
-    """Run `get_config(arg)` of `path/file.py` or `path/file.py:arg`. Raises UserError if there is none."""
+    """Run `get_config(arg)` of `path/file.py` or `path/file.py:arg`. Raises UserError if there is none.
+
+    An installed package brings its `configs/`, which are found where the working directory has no such file.
+    """
     path, _, arg = reference.partition(":")
+    places = (Path(path), Path(__file__).parent / path)
+    path = next((place for place in places if place.is_file()), Path(path))
     spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)
-    if not Path(path).is_file():
+    if not path.is_file():
         fail(f"--config={reference}: no config file at {path}: try configs/quickstart.py")
     if spec is None or spec.loader is None:
         fail(f"--config={reference}: {path} is no Python file: try configs/quickstart.py")

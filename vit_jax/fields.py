@@ -180,7 +180,7 @@ def _build(kind: type, tree: dict[str, Any], prefix: str, known: list[str]) -> A
 def _unknown(name: str, known: list[str]) -> str:
     same_leaf = [k for k in known if k.rpartition(".")[2] == name.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "python train.py --help lists them all"
+    hint = f"did you mean {near[0]}?" if near else "vit_jax train --help lists them all"
     return f"config has no field {name}: {hint}"
 
 

@@ -1,10 +1,12 @@
 """`vit_jax.train`: a whole run from Python, and what it leaves."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from vit_jax.loaded import Loaded, load
 from vit_jax.run import loop
+from vit_jax.run.report import Sink
 from vit_jax.run.setup import Splits
 from vit_jax.sections import Config
 
@@ -22,12 +24,13 @@ class Run:
         return load(self.workdir)
 
 
-def train(cfg: Config, workdir: str | Path, *, data: Splits | None = None) -> Run:
+def train(cfg: Config, workdir: str | Path, *, data: Splits | None = None, sinks: Sequence[Sink] = ()) -> Run:
     """Train `cfg` in `workdir`, in this process, continuing what is there.
 
-    `data` replaces the sources that `cfg.data` names. In the main thread Ctrl-C saves and ends the run early,
-    and the same call continues it; signal handlers and loggers are left as they were. Raises UserError for
+    `data` replaces the sources that `cfg.data` names. Each of `sinks` is told what the run measures and says,
+    beside the files of the run. In the main thread Ctrl-C saves and ends the run early, and the same call
+    continues it; signal handlers and loggers are left as they were. Raises UserError for
     what the user can mend.
     """
-    outcome = loop.run(cfg, Path(workdir), data=data)
+    outcome = loop.run(cfg, Path(workdir), data=data, sinks=sinks)
     return Run(Path(workdir), outcome.step, outcome.metrics)

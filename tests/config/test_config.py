@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vit_jax import config, fields, sections
 from vit_jax.errors import UserError
 
-CONFIGS = sorted(p for p in Path("configs").glob("*.py") if p.stem != "recipes")
+CONFIGS = sorted(Path("configs").glob("*.py"))
 
 
 def parse(*assignments):
@@ -28,7 +28,7 @@ def parse(*assignments):
         ("optim.lrr=1", "config has no field optim.lrr: did you mean optim.lr?"),
         ("lr=1", "config has no field lr: did you mean optim.lr?"),
         ("model.scan=true", "config has no field model.scan: did you mean train.scan?"),
-        ("zzz=1", "config has no field zzz: python train.py --help lists them all"),
+        ("zzz=1", "config has no field zzz: vit_jax train --help lists them all"),
         ("optim.lr", "optim.lr: no value given: write optim.lr=VALUE"),
         ("optim.lr=fast", "optim.lr='fast' is not a number"),
         ("optim.lr=-1", "optim.lr=-1.0 must be above 0"),

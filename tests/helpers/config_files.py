@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-FILES = sorted(p for p in Path("configs").glob("*.py") if p.stem != "recipes")
+FILES = sorted(Path("configs").glob("*.py"))
 RECIPES = [(p, arg) for p in FILES for arg in (["", "finetune"] if p.stem != "quickstart" else [""])]

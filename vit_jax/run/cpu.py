@@ -2,7 +2,8 @@
 
 LLVM leaves the C library's heap in tens of thousands of pieces, and every buffer of a step is searched in
 them: small models are slower by a third than in a process that did not compile (benchmarks/LOG.md). So
-`train.py` replaces a process that had to compile by one that finds its programs in the compilation cache.
+training from the command line replaces a process that had to compile by one that finds its programs in the
+compilation cache.
 """
 
 import ctypes

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -16,9 +16,10 @@ from vit_jax.data import cache, loader, sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import diagnose, distributed, first_state
+from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
-from vit_jax.run.report import Reporter
+from vit_jax.run.report import Reporter, Sink
 from vit_jax.run.setup import Setup, Splits, set_up
 from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
@@ -43,14 +44,16 @@ def run(
     workdir: Path,
     *,
     data: Splits | None = None,
+    sinks: Sequence[Sink] = (),
     accept_change: bool = False,
     compiled: Callable[[Path], None] = lambda workdir: None,
 ) -> Outcome:
     """Train `cfg` in `workdir`, continuing what is there. Raises UserError for what the user can mend.
 
-    `data` replaces the sources that `cfg.data` names. A workdir of another config is refused unless
-    `accept_change`. SIGTERM and SIGINT save a checkpoint and end the run early. `compiled(workdir)` is called
-    when what the run calls is compiled, and nothing else is begun.
+    `data` replaces the sources that `cfg.data` names; `sinks` are told what the run reports, beside its own.
+    A workdir of another config is refused unless `accept_change`. SIGTERM and SIGINT save a checkpoint and
+    end the run early. `compiled(workdir)` is called when what the run calls is compiled, and nothing else is
+    begun.
     """
     mesh = meshes.make(cfg.device, cfg.fsdp)
     primary = jax.process_index() == 0
@@ -76,14 +79,15 @@ def run(
         state, metrics = first_state.begin(checkpoints, setup, weights)
         if not int(state.step):
             best.begin_anew()
-        with Reporter(folder, step=int(state.step), steps=setup.steps, active=primary) as report:
+        own = own_sinks.of_run(folder, step=int(state.step), steps=setup.steps) if primary else []
+        with Reporter([*own, *sinks] if primary else []) as report:
             loop = _Loop(setup, data, teacher_params, checkpoints, best, report)
             loop.introduce(int(state.step))
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, metrics, stop)
                 checkpoints.close()
                 best.close()
-            report.curves()
+            report.flush()
             report.say(_conclusion(folder, outcome))
     return outcome
 
@@ -207,10 +211,7 @@ class _Loop:
         weight = max(weight, 1.0)  # of skipped steps alone there is nothing to tell
         values = {"train/loss": loss / weight, "train/top1": top1 / weight, "train/lr": lr, **rates}
         values |= {"train/skipped": skipped} if skipped else {}
-        self.report.record(step, values)
-        text = f"loss {loss / weight:.4f}  accuracy {top1 / weight:.2%}"
-        speed = f"{rates['train/images_per_s']:,.0f} images/s"
-        self.report.advance(step, f"step {step}/{self.setup.steps}  {text}  {speed}")
+        self.report.add(step, values)
 
     def _evaluate(self, state: State, step: int) -> dict[str, float]:
         """Measure the evaluation split, and keep the parameters if none before were better.
@@ -222,7 +223,7 @@ class _Loop:
             metrics, params = self._measure(state.ema, step, "eval_ema")
             if metrics["top1"] > best_metrics["top1"]:
                 best_metrics, best_params = metrics, params
-        self.report.curves()
+        self.report.flush()
         if best_metrics["top1"] > self.best.top1:
             self.best.save(
                 step,
@@ -233,7 +234,7 @@ class _Loop:
 
     def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
         metrics = self.setup.evaluate(params, self.data.eval, self.setup.cfg.data)
-        self.report.record(step, {f"{name}/{key}": value for key, value in metrics.items()})
+        self.report.add(step, {f"{name}/{key}": value for key, value in metrics.items()})
         mean = " of the mean parameters" if name == "eval_ema" else ""
         self.report.say(f"step {step}: evaluation{mean} {format_metrics(metrics)}")
         return metrics, params

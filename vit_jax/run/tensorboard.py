@@ -11,8 +11,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from vit_jax.run.report import Sink
 
-class Scalars:
+
+class Scalars(Sink):
     """One event file in `folder`; of earlier ones, TensorBoard drops what is at or after `step`."""
 
     def __init__(self, folder: Path, *, step: int) -> None:

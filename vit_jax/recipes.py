@@ -1,4 +1,4 @@
-"""The recipes that the config files share: plain functions that edit a tree of defaults."""
+"""What config files share: recipes, plain functions that edit a tree of defaults."""
 
 from typing import Any
 

@@ -1,0 +1,134 @@
+"""Train or fine-tune: flags -> configs -> run."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from vit_jax import config, fields, sections
+from vit_jax.cli.common import make_parser, nonempty_path, run_command
+from vit_jax.errors import UserError
+from vit_jax.run import cpu, sweep_points
+
+COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
+EXAMPLES = """examples:
+  python train.py --config configs/quickstart.py --workdir runs/quickstart
+  python train.py --config configs/vit_b16.py --workdir runs/b16 --config.optim.lr=3e-4
+  python train.py --config configs/vit_b16.py:finetune --workdir runs/c10 --config.data.name=cifar10
+  python train.py --config configs/vit_l16.py --plan
+  python train.py --config configs/quickstart.py --workdir runs/sweep --sweep config.optim.lr=1e-3,3e-3
+  python train.py --rerun runs/quickstart --workdir runs/again
+
+the same command again continues a run that was stopped.
+
+fields of a config:
+"""
+
+
+def main() -> int:
+    """Parse the command line and do what it says. Returns the exit code: 128 + n after signal n."""
+    cpu.take_up_signals()
+    parser = make_parser(__doc__, EXAMPLES + fields.describe(sections.Config))
+    _add_arguments(parser)
+    args, rest = parser.parse_known_args()
+    _check(args)
+    workdir = cast(Path, args.workdir)
+    points = sweep_points.points(args.sweep)
+    configs = [_config(args, [*rest, *point.arguments]) for point in points]
+
+    import jax  # after parsing: --help stays quick
+
+    from vit_jax.run import distributed, loop, sweep
+
+    compiled = cpu.after_compiling(configs[0].device)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    distributed.join(_address(args))
+    if args.plan:
+        return _plan(configs[0], args)
+    if args.sweep:
+        runs = list(zip(points, configs, strict=True))
+        ended_by = sweep.run(runs, workdir, index=args.sweep_index, compiled=compiled)
+    else:
+        accept = args.config_change == "accept"
+        ended_by = loop.run(configs[0], workdir, accept_change=accept, compiled=compiled).signal
+    return 128 + ended_by if ended_by else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UserError for arguments that do not go together."""
+    if args.workdir is None and not args.plan:
+        raise UserError("--workdir is missing: the folder of the run, continued if it exists")
+    if args.plan and args.sweep:
+        raise UserError("--plan describes one run: leave --sweep out")
+    if args.sweep_index is not None and not args.sweep:
+        raise UserError("--sweep_index requires --sweep")
+    if not args.plan and (args.json or args.device_memory_gib is not None):
+        raise UserError("--json and --device_memory_gib require --plan")
+    if args.device_memory_gib is not None and not 0 < args.device_memory_gib < float("inf"):
+        raise UserError(f"--device_memory_gib={args.device_memory_gib} must be above 0, and finite")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="FILE[:ARG], a Python config file")
+    parser.add_argument("--rerun", metavar="RUN", help="instead of --config: that of this run, or step of it")
+    parser.add_argument("--workdir", type=nonempty_path, help="folder of the run, continued if it exists")
+    parser.add_argument(
+        "--config_change",
+        choices=("refuse", "accept"),
+        default="refuse",
+        help="what to do if the workdir was made by another config (default: refuse)",
+    )
+    planning = parser.add_argument_group("before training")
+    planning.add_argument("--plan", action="store_true", help="say what the run would be and need, and stop")
+    planning.add_argument("--device_memory_gib", type=float, help="memory of a device, if it does not say")
+    planning.add_argument("--json", action="store_true", help="with --plan: one JSON object")
+    many = parser.add_argument_group("many runs", "each in a folder of its own under --workdir")
+    many.add_argument(
+        "--sweep", action="append", default=[], help="config.field=value,value or a file of such lines"
+    )
+    many.add_argument("--sweep_index", type=int, help="only this run of the grid, from 0: for array jobs")
+    several = parser.add_argument_group("several processes", "TPU pods, srun and mpirun need none of these")
+    several.add_argument("--coordinator", help="HOST:PORT of process 0")
+    several.add_argument("--process_id", type=int, help="which process this is, from 0")
+    several.add_argument("--processes", type=int, help="how many there are")
+
+
+def _config(args: argparse.Namespace, overrides: list[str]) -> sections.Config:
+    """The config of --config or --rerun with the overrides applied. Raises UserError."""
+    if (args.config is None) == (args.rerun is None):
+        raise UserError("one of --config FILE and --rerun RUN is needed: try --config configs/quickstart.py")
+    if args.config:
+        return config.from_command_line(args.config, overrides)
+    from vit_jax.run import rerun
+
+    return config.apply(rerun.read_config(args.rerun), overrides)
+
+
+def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
+    from vit_jax.data import sources
+    from vit_jax.run import plan
+    from vit_jax.run.setup import Splits
+
+    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None
+    planned = plan.make(cfg, data, limit_bytes=limit)
+    print(json.dumps(planned._asdict()) if args.json else plan.show(planned))
+    return 0
+
+
+def _address(args: argparse.Namespace) -> Any:
+    """(coordinator, process id, processes), or None if none is given. Raises UserError for some of them."""
+    given = (args.coordinator, args.process_id, args.processes)
+    if given.count(None) not in (0, 3):
+        raise UserError("--coordinator, --process_id and --processes go together: give all three or none")
+    if args.coordinator and not args.coordinator.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator={args.coordinator} has no port: give host:port of process 0")
+    return None if None in given else given
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

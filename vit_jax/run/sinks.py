@@ -1,0 +1,157 @@
+"""The sinks that every run has: console, log.txt, metrics.jsonl, TensorBoard and curves.png."""
+
+import json
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vit_jax.errors import UserError
+from vit_jax.run.report import Sink
+from vit_jax.run.tensorboard import Scalars
+from vit_jax.run.workdir import Workdir
+
+CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1")))
+
+
+def of_run(folder: Workdir, *, step: int, steps: int) -> list[Sink]:
+    """Sinks in `folder`, continued after `step` of `steps`: what was written for later steps is dropped.
+
+    Raises UserError for metrics that cannot be read.
+    """
+    metrics = Metrics(folder.metrics, step=step)  # first: nothing is open if it raises
+    log, scalars = Log(folder.log, steps=steps), Scalars(folder.tensorboard, step=step + 1)
+    return [Bar(step=step, steps=steps), log, metrics, scalars, Curves(folder.metrics, folder.curves)]
+
+
+def summary(step: int, steps: int, values: dict[str, float]) -> str:
+    """Training's values on one line; empty for others."""
+    if "train/loss" not in values:
+        return ""
+    text = f"loss {values['train/loss']:.4f}  accuracy {values['train/top1']:.2%}"
+    return f"step {step}/{steps}  {text}  {values['train/images_per_s']:,.0f} images/s"
+
+
+class Bar(Sink):
+    """A live bar on the console, or plain lines where that is no terminal."""
+
+    def __init__(self, *, step: int, steps: int) -> None:
+        self._steps = steps
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._live = sys.stdout.isatty()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self._console, disable=not self._live)
+        self._task = self._progress.add_task("training", total=steps, completed=step)
+        self._progress.start()
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Move the bar."""
+        text = summary(step, self._steps, values)
+        if text and self._live:
+            self._progress.update(self._task, completed=step, description=text)
+        elif text:
+            self.say(text)
+
+    def say(self, line: str) -> None:
+        """Print above the bar."""
+        self._console.print(line, markup=False)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._progress.stop()
+
+
+class Log(Sink):
+    """The lines of the console, in a file."""
+
+    def __init__(self, path: Path, *, steps: int) -> None:
+        self._file, self._steps = path.open("a", buffering=1), steps
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One line, of training's values."""
+        if text := summary(step, self._steps, values):
+            self.say(text)
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self._file.write(line + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Metrics(Sink):
+    """One JSON object a line, each written at once."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        """Drop lines after `step`, and a last one that a kill cut off. Raises UserError for other damage."""
+        self._path = path
+        if not path.exists():
+            return
+        try:
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{path} cannot be read ({e}): remove what is wrong in it, or all of it") from e
+        part = path.with_suffix(".tmp")
+        part.write_text(kept)
+        part.replace(path)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One line."""
+        with self._path.open("a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+
+
+class Curves(Sink):
+    """A picture of the metrics in a file of lines, drawn in the background."""
+
+    def __init__(self, metrics: Path, path: Path) -> None:
+        self._metrics, self._path = metrics, path
+        self._news = metrics.exists()  # since the last drawing
+        self._drawing: Future[None] | None = None
+        self._artist = ThreadPoolExecutor(1, thread_name_prefix="curves")
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Note that there is something to draw."""
+        self._news = True
+
+    def flush(self) -> None:
+        """Begin to draw if there is anything new. Raises OSError if that failed the time before."""
+        if self._news:
+            self._news = False
+            self._finish()
+            lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
+            self._drawing = self._artist.submit(_draw, lines, self._path)
+
+    def close(self) -> None:
+        """Wait for the drawing. Raises OSError if it failed."""
+        self._artist.shutdown()
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._drawing is not None:
+            drawing, self._drawing = self._drawing, None
+            drawing.result()
+
+
+def _draw(lines: list[dict[str, float]], path: Path) -> None:
+    from matplotlib.figure import Figure  # slow to import, and only needed here
+
+    figure = Figure(figsize=(10, 4))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.12, top=0.92, wspace=0.15)
+    for axes, (title, names) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="o" if len(points) < 30 else None)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    part = path.with_suffix(".tmp")
+    figure.savefig(part, dpi=100, format="png")
+    part.replace(path)
