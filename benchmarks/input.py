@@ -26,7 +26,7 @@ from PIL import Image
 
 from vit_jax.data import loader, resize, transforms
 from vit_jax.data.decode import Encoded
-from vit_jax.data.sources import Source
+from vit_jax.data.source import File, Source
 from vit_jax.sections import Data
 
 IMAGE_HW = (224, 224)
@@ -56,20 +56,31 @@ def photos(count: int, seed: int = 0) -> list[bytes]:
     return files
 
 
-class Jpegs:
+class Jpegs(Source):
     """A source over files in memory."""
 
+    class_names = ("photo",)
+
     def __init__(self, files: Sequence[bytes]) -> None:
-        self.files = files
+        self.encoded = files
+
+    @property
+    def size(self) -> int:
+        """The number of files."""
+        return len(self.encoded)
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`, label 0."""
-        return Encoded(self.files[index], f"photo {index}"), 0
+        return Encoded(self.encoded[index], f"photo {index}"), 0
+
+    def files(self) -> list[File]:
+        """None: they were made for this benchmark."""
+        return []
 
 
 def ours(files: Sequence[bytes], *, train: bool, resizer: str) -> Callable[[], int]:
     """One pass through the loader, in this thread."""
-    source = Source(len(files), ("photo",), Jpegs(files).get)
+    source = Jpegs(files)
     cfg = Data(resizer=resizer, **(TRAIN if train else EVAL))  # type: ignore[arg-type]
     steps = len(files) // BATCH
 

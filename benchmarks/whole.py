@@ -29,7 +29,7 @@ from vit_jax.config import from_command_line
 from vit_jax.data import loader, sources
 from vit_jax.run import cpu, loop
 from vit_jax.run.checkpoint import steps_in
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +117,7 @@ def step_alone(config: str, fields: list[str]) -> NoReturn:
     cfg = from_command_line(config, fields)
     compiled = cpu.after_compiling(cfg.device)  # as train.py does
     mesh = meshes.make(cfg.device, cfg.fsdp)
-    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    data = sources.open_splits(cfg.data)
     size = cfg.train.batch_size
     with jax.set_mesh(mesh):
         setup = set_up(cfg, mesh, data)

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from vit_jax.data.source import Splits
 from vit_jax.loaded import Loaded, load
 from vit_jax.run import loop
 from vit_jax.run.report import Sink
-from vit_jax.run.setup import Splits
 from vit_jax.sections import Config
 
 

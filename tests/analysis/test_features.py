@@ -127,7 +127,7 @@ def test_the_cache_is_of_these_weights_this_preprocessing_and_these_examples(job
         {"columns": made.columns[:1]},
     ):
         keys.add(dataclasses.replace(made, **change).key(params, source))
-    keys.add(made.key(params, dataclasses.replace(source, size=358)))
+    keys.add(made.key(params, dataclasses.replace(source, labels_n=source.labels_n[:358])))
     assert len(keys) == 9
     same = dataclasses.replace(made.data, augment="none", workers=3, train_split="train[:9]")
     assert dataclasses.replace(made, data=same).key(params, source) in keys
@@ -138,14 +138,22 @@ def test_a_file_that_changes_is_another_data_set(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8)).save(tmp_path / name / "x.png")
     data = Data(name="folder", dir=str(tmp_path))
-    lists = [sources.files_of(data)]
+    source = sources.open_split(data, train=True)
+    lists = [source.files()]
     Image.new("L", (8, 8), 1).save(tmp_path / "a" / "x.png")
     os.utime(tmp_path / "a" / "x.png", ns=(0, 1))
-    lists.append(sources.files_of(data))
+    lists.append(source.files())
     (tmp_path / "b" / "gone.png").symlink_to(tmp_path / "nowhere")
-    assert sources.files_of(data) == lists[1] != lists[0]
-    tfds = Data(name="a/some_config:1.0.0", dir=str(tmp_path))
-    assert [path for path, _, _ in sources.files_of(tfds)] == [str(tmp_path / "a" / "x.png")]
+    assert source.files() == lists[1] != lists[0]
+
+
+def test_what_is_held_in_memory_is_known_by_its_digest():
+    images, labels = np.arange(48, dtype=np.uint8).reshape(4, 3, 4), [0, 1, 1, 0]
+    (first,) = sources.arrays(images, labels, "ab").files()
+    assert first.bytes == 48
+    others = [(images + 1, labels), (images[::-1], labels), (images, [*labels[:3], 1])]
+    assert all(sources.arrays(x, y, "ab").files() != [first] for x, y in others)
+    assert sources.arrays(images.copy(), labels, "ab").files() == [first]
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "other"])

@@ -19,9 +19,10 @@ from tiny_run import tiny
 
 from vit_jax import config, fields
 from vit_jax.data import loader, sources
+from vit_jax.data.source import Source, Splits
 from vit_jax.models import build
 from vit_jax.run import loop
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.run.setup import set_up
 from vit_jax.sections import Config
 from vit_jax.weights.adapt import Weights
 from vit_jax.weights.formats import orbax
@@ -217,8 +218,10 @@ def test_another_value_makes_other_batches(photos, name):
     differ(lambda cfg: batches_of(cfg, photos), name, {name: (common | base, *value)})
 
 
-class Who:
+class Who(Source):
     """A source whose examples say which process and which thread reads them."""
+
+    size, class_names = 1, ("a",)
 
     def __init__(self):
         self.process, self.thread = os.getpid(), threading.get_native_id()
@@ -230,7 +233,7 @@ class Who:
 
 @pytest.mark.parametrize("name", IN_THE_LOADER)
 def test_another_value_reads_elsewhere(name):
-    source = sources.Source(1, ("a",), Who().get)
+    source = Who()
 
     def readers(cfg):
         batches = loader.TrainBatches(source, cfg.data, (8, 8), 1, 0, 1, range(1))

@@ -12,6 +12,7 @@ from vit_jax import config
 from vit_jax.data import cache, loader, sources, transforms
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.data.loader import EvalBatches, TrainBatches
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.run import loop
 from vit_jax.sections import Data
@@ -51,13 +52,13 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
-def opened(cfg: Data) -> tuple[sources.Source, sources.Source]:
+def opened(cfg: Data) -> tuple[Source, Source]:
     """The same files as a training and as an evaluation split."""
     source = sources.open_split(cfg, train=True)
     return tuple(cache.keep(source, cfg, HW, train=train) for train in (True, False))
 
 
-def batches(cfg: Data, train: sources.Source, evaluation: sources.Source) -> list[loader.Batch]:
+def batches(cfg: Data, train: Source, evaluation: Source) -> list[loader.Batch]:
     """Three epochs of training, then two evaluations."""
     size, rows = 5, range(5)
     steps = EPOCHS * train.size // size
@@ -87,21 +88,23 @@ def test_batches_are_those_without_a_cache(photos, augment, resizer, channels):
             np.testing.assert_array_equal(x, y)
 
 
-class Counted:
+class Counted(Source):
     """Two PNG files of 8x8 pixels, one JPEG and one broken file, and how often each was read."""
+
+    size, class_names = 4, ("a",)
 
     def __init__(self) -> None:
         grey = Image.new("L", (8, 8), 90)
-        self.files = [encode(grey, "PNG"), encode(grey, "PNG"), encode(grey, "JPEG"), b"nothing"]
+        self.pictures = [encode(grey, "PNG"), encode(grey, "PNG"), encode(grey, "JPEG"), b"nothing"]
         self.reads: Counter[int] = Counter()
 
     def get(self, index: int) -> tuple[Encoded, int]:
         self.reads[index] += 1
-        return Encoded(self.files[index], f"file {index}"), index
+        return Encoded(self.pictures[index], f"file {index}"), index
 
-    def kept(self, *, train: bool, room_bytes: int = 2**20, augment: str = "inception") -> sources.Source:
+    def kept(self, *, train: bool, room_bytes: int = 2**20, augment: str = "inception") -> Source:
         cfg = Data(channels=1, augment=augment, cache_gib=room_bytes / 2**30)
-        return cache.keep(sources.Source(4, ("a",), self.get), cfg, HW, train=train)
+        return cache.keep(self, cfg, HW, train=train)
 
 
 @pytest.mark.parametrize(("train", "augment"), [(True, "inception"), (True, "pad"), (False, "inception")])

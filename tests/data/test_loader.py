@@ -18,6 +18,7 @@ from PIL import Image
 from vit_jax.data import loader, sources
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.loader import Batch, EvalBatches, TrainBatches
+from vit_jax.data.source import Source
 from vit_jax.sections import Data
 
 FIRST = 1000  # the examples whose order and augmentation is compared
@@ -27,7 +28,7 @@ DATA = Data(channels=1, threads=0, min_area=0.3, erase=0.5)
 HW = (6, 5)
 
 
-def pictures(count: int = SIZE, channels: int = 1) -> sources.Source:
+def pictures(count: int = SIZE, channels: int = 1) -> Source:
     """Arrays whose pixels and labels tell which example they are."""
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(count, 7, 9, channels), dtype=np.uint8)
@@ -187,7 +188,7 @@ def test_skip_trains_on_without_broken_files_and_names_them(
     assert not batch.image[batch.weight == 0].any()
     assert 0 < (batch.weight == 0).sum() <= 15
     assert joined(epochs[1]).weight.sum() == splits[1].size - sum(
-        any(name in f for name in BROKEN) for f in splits[1].get.__self__.files
+        any(name in f for name in BROKEN) for f in splits[1].images
     )
 
 

@@ -42,7 +42,7 @@ def test_a_folder_of_classes_is_split_by_name_and_sorted(tmp_path: Path) -> None
     assert 1 < test.size < 20
     again = sources.open_split(cfg, train=True)
     np.testing.assert_array_equal(train.labels(), again.labels())
-    assert pickle.loads(pickle.dumps(train.get.__self__)).files == train.get.__self__.files
+    assert pickle.loads(pickle.dumps(train)).images == train.images
 
 
 @pytest.mark.parametrize("second", ["val", "test", "validation"])
@@ -99,6 +99,7 @@ def test_cifar_binary_files_are_read(tmp_path: Path, fine: bool) -> None:
     cfg = Data(name="cifar", dir=str(tmp_path))
     train, test = (sources.open_split(cfg, train=t) for t in (True, False))
     assert (train.size, test.size, train.class_names) == (2 if fine else 4, 2, ("cat", "dog"))
+    assert {Path(f.path).name for f in test.files()} == {names, "test.bin" if fine else "test_batch.bin"}
     out, label = train.get(1)
     assert label == 1
     np.testing.assert_array_equal(out.transpose(2, 0, 1).ravel(), image)
@@ -119,6 +120,7 @@ def test_hugging_face_parquet_is_read(tmp_path: Path) -> None:
     cfg = Data(name="parquet", dir=str(tmp_path))
     source = sources.open_split(cfg, train=True)
     assert source.class_names == ("cat", "dog")
+    assert [Path(f.path).name for f in source.files()] == ["train-00000-of-00001.parquet"]
     picture, label = source.get(0)
     assert (picture.size_hw, label) == ((80, 96), 1)
     with pytest.raises(BrokenExample, match="row 1 has no image"):
@@ -178,6 +180,9 @@ def test_tfds_array_record_is_read_with_slices_and_names(tfds_dir: Path) -> None
     cfg = Data(name="shapes", dir=str(tfds_dir), train_split="train[:50%]", channels=1)
     train, test = (sources.open_split(cfg, train=t) for t in (True, False))
     assert (train.size, test.size, train.class_names) == (6, 4, ("even", "odd"))
+    listed = [Path(f.path).name for f in train.files()]
+    assert len(listed) == 5
+    assert {"dataset_info.json", "shapes-train.array_record-00000-of-00001"} < set(listed)
     picture, label = test.get(3)
     assert label == 1
     assert (picture.pixels(1) == 30).all()

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.run import distributed
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 
 STEPS = 20
@@ -36,7 +36,7 @@ def losses(path, mesh, scan, remat, parts):
     """(mean loss of each step, what the rows of each global batch were, the last state)."""
     cfg = config.from_command_line(str(path), [*FIELDS, f"--config.train.micro_batches={parts}"])
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, scan=scan, remat=remat))
-    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    data = sources.open_splits(cfg.data)
     size = cfg.train.batch_size
     everywhere = NamedSharding(mesh, PartitionSpec())
     tell = jax.jit(

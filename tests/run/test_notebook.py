@@ -16,8 +16,8 @@ from tiny_run import tiny
 
 import vit_jax
 from vit_jax.data import sources
+from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
-from vit_jax.run.setup import Splits
 
 SCRIPT = """
 import vit_jax

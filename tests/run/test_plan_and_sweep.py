@@ -18,7 +18,7 @@ from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.run import loop, plan, rerun, sweep, sweep_points
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 from vit_jax.weights.formats import orbax
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("optax_dtypes")
 @pytest.fixture(scope="module")
 def digits():
     cfg = tiny().data
-    return Splits(*(sources.open_split(cfg, train=train) for train in (True, False)))
+    return sources.open_splits(cfg)
 
 
 @pytest.mark.slow

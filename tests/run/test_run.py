@@ -21,9 +21,10 @@ from tiny_run import final_digests, read_until, start, tiny, untimed_metrics
 import vit_jax
 from vit_jax import config
 from vit_jax.data import loader, sources
+from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.run import loop
-from vit_jax.run.setup import Setup, Splits
+from vit_jax.run.setup import Setup
 from vit_jax.weights.formats import orbax
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")

@@ -16,7 +16,7 @@ from vit_jax.data import sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import first_state, plan
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 from vit_jax.weights.adapt import Weights
 from vit_jax.weights.report import Report
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
 def splits(cfg):
-    return Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    return sources.open_splits(cfg.data)
 
 
 def teacher_of(classes):

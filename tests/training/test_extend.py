@@ -1,4 +1,4 @@
-"""An optimizer, a schedule or a loss is added in two files: its own, and the field that names it."""
+"""An optimizer, a schedule, a loss or a data source is added in its own file and the one that names it."""
 
 import dataclasses
 import typing
@@ -10,9 +10,11 @@ import optax
 import pytest
 from tiny_run import tiny
 
+import vit_jax
 from vit_jax import config, fields
 from vit_jax.data import loader, sources
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.data.source import Source, Splits
+from vit_jax.run.setup import set_up
 from vit_jax.sections import Loss, Optim
 from vit_jax.training import losses, optim, schedules
 from vit_jax.training import mesh as meshes
@@ -71,3 +73,25 @@ def test_an_optimizer_a_schedule_and_a_loss_from_outside_train(monkeypatch, one_
     moved = np.abs(after["head"]["bias"] - before["head"]["bias"]) / 0.0025
     np.testing.assert_allclose(moved, np.round(moved), atol=1e-4)  # rounding of float32
     assert (np.round(moved) % 2 == 1).all()
+
+
+class Stripes(Source):
+    """Pictures that are made when they are asked for: upright stripes, or lying ones."""
+
+    size, class_names = 32, ("upright", "lying")
+
+    def get(self, index):
+        image = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None] % 2 * 255, (8, 8))
+        return (image.T if index % 2 else image)[..., None], index % 2
+
+    def files(self):
+        return []
+
+
+def test_a_data_source_from_outside_trains_by_its_name(monkeypatch, tmp_path):
+    monkeypatch.setitem(sources.SOURCES, "stripes", lambda cfg, train: Stripes())
+    fields = ("data.name=stripes", "model.depth=1", "model.dropout=0", "optim.lr=0.01")
+    cfg = config.apply(tiny(steps=12), [f"--config.{field}" for field in fields])
+    run = vit_jax.train(cfg, tmp_path)
+    assert run.metrics["top1"] == 1.0
+    assert run.load().spec.class_names == ("upright", "lying")

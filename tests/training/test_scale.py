@@ -18,7 +18,7 @@ from tiny_run import read_until, tiny
 from vit_jax import config
 from vit_jax.data import sources
 from vit_jax.run.distributed import expected
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.run.setup import set_up
 from vit_jax.weights.formats import orbax
 
 DEVICES = {"1 device": (1, 1), "8 data": (8, 1), "2x4 fsdp": (8, 4)}  # of this process: devices, fsdp
@@ -78,7 +78,7 @@ def test_every_form_on_processes_changes_no_loss(plain, config_file, name):
 def test_fsdp_divides_the_bytes_that_a_device_holds(scan):
     wide = [f"--config.{x}" for x in ("model.width=64", "model.mlp_width=256", f"train.scan={scan}")]
     cfg = config.apply(tiny(), [*wide, "--config.optim.ema=0.9"])
-    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    data = sources.open_splits(cfg.data)
     held = {}
     for fsdp in (1, 4):
         mesh = mesh_of(8, fsdp)

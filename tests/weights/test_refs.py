@@ -12,7 +12,7 @@ from vit_jax import config
 from vit_jax.data import sources
 from vit_jax.errors import UserError
 from vit_jax.run import first_state, loop
-from vit_jax.run.setup import Splits, set_up
+from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 from vit_jax.weights.formats import orbax
 from vit_jax.weights.load import read
@@ -92,7 +92,7 @@ def test_training_continues_from_a_run_with_its_head(run_dir):
     c = tree(classes=10, dropout=0.1, dtype="bfloat16")
     c.init = str(run_dir)
     cfg = config.parse(c)
-    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    data = sources.open_splits(cfg.data)
     model = dataclasses.replace(vit_jax.load(run_dir).spec.model, dropout=0.1, dtype="bfloat16")
     weights = first_state.read_init(set_up(cfg, meshes.make("cpu", 1), data))
     assert weights.model == model

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import sources
-from vit_jax.data.sources import Source
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
 from vit_jax.models.layers import Norm
@@ -129,7 +128,7 @@ class Job:
             "columns": [column.name for column in self.columns],
             "data": [data.name, data.train_split if self.train else data.eval_split, data.on_error],
             "train": self.train,
-            "files": _digest([json.dumps(sources.files_of(data)).encode()]),
+            "files": _digest([json.dumps(source.files()).encode()]),
             "size": source.size,
             "classes": source.class_names,
         }

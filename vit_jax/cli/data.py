@@ -14,7 +14,7 @@ from vit_jax import config
 from vit_jax.cli.common import make_parser, output_path, run_command
 from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
-from vit_jax.data.sources import Source
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.sections import Config
 

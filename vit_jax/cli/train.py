@@ -111,9 +111,8 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> sections.Config:
 def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
     from vit_jax.data import sources
     from vit_jax.run import plan
-    from vit_jax.run.setup import Splits
 
-    data = Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    data = sources.open_splits(cfg.data)
     limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None
     planned = plan.make(cfg, data, limit_bytes=limit)
     print(json.dumps(planned._asdict()) if args.json else plan.show(planned))

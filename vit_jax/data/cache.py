@@ -7,13 +7,14 @@ each crop decodes another part of them, and other formats as their pixels. Dims:
 import dataclasses
 import mmap
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax.data import transforms
 from vit_jax.data.decode import Encoded
-from vit_jax.data.sources import Get, Source
+from vit_jax.data.source import File, Picture, Source
 from vit_jax.data.transforms import Cropped
 from vit_jax.errors import UserError
 from vit_jax.sections import Data
@@ -28,7 +29,7 @@ def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -
         return source
     random_crops = train and cfg.augment == "inception"
 
-    def fixed(index: int) -> tuple[Encoded | np.ndarray, int]:
+    def fixed(index: int) -> tuple[Picture, int]:
         picture, label = source.get(index)
         if not random_crops:
             return transforms.for_evaluation(picture, cfg, image_hw).view(Cropped), label
@@ -36,7 +37,33 @@ def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -
             picture = picture.pixels(cfg.channels)
         return picture, label
 
-    return dataclasses.replace(source, get=_Cache(fixed, cfg.cache_gib).get)
+    return Kept(source.class_names, source, _Cache(fixed, cfg.cache_gib))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept(Source):
+    """A source whose examples come from a cache."""
+
+    class_names: tuple[str, ...]
+    source: Source
+    cache: "_Cache"
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return self.source.size
+
+    def get(self, index: int) -> tuple[Picture, int]:
+        """Example `index`, made once if there is room for it."""
+        return self.cache.get(index)
+
+    def files(self) -> list[File]:
+        """What the examples are read from."""
+        return self.source.files()
+
+    def labels(self) -> np.ndarray | None:
+        """int32 [size] if known without reading pictures."""
+        return self.source.labels()
 
 
 class _Held(NamedTuple):
@@ -56,7 +83,7 @@ class _Cache:
     byte, and what is too much is refused before the first step.
     """
 
-    def __init__(self, make: Get, room_gib: float) -> None:
+    def __init__(self, make: Callable[[int], tuple[Picture, int]], room_gib: float) -> None:
         try:
             self._bytes = np.frombuffer(mmap.mmap(-1, max(int(room_gib * 2**30), 1)), np.uint8)
         except (OSError, OverflowError, ValueError) as e:
@@ -65,7 +92,7 @@ class _Cache:
         self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
 
-    def get(self, index: int) -> tuple[Encoded | np.ndarray, int]:
+    def get(self, index: int) -> tuple[Picture, int]:
         held = self._held.get(index)
         if held is None:
             picture, label = self._make(index)
@@ -77,7 +104,7 @@ class _Cache:
         stored.flags.writeable = False
         return stored.reshape(held.shape).view(held.kind), held.label
 
-    def _hold(self, index: int, picture: Encoded | np.ndarray, label: int) -> None:
+    def _hold(self, index: int, picture: Picture, label: int) -> None:
         if isinstance(picture, Encoded):
             flat, shape, name = np.frombuffer(picture.data, np.uint8), (), picture.name
         else:

@@ -25,7 +25,7 @@ from absl import flags
 
 from vit_jax.data import transforms
 from vit_jax.data.decode import BrokenExample
-from vit_jax.data.sources import Source
+from vit_jax.data.source import Source
 from vit_jax.sections import Data, Preprocess
 
 ORDER, AUGMENT = 0, 1  # streams of random numbers that never meet

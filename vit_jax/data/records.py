@@ -1,7 +1,4 @@
-"""Data sets that others prepared: TFDS array_record, Hugging Face parquet, CIFAR binary files.
-
-Each class has `len`, `class_names`, `get(i)` and `labels()` as `sources.Source` wants them, and pickles.
-"""
+"""Data sets that others prepared: TFDS array_record, Hugging Face parquet, CIFAR binary files."""
 
 import dataclasses
 import json
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.decode import BrokenExample, Encoded
+from vit_jax.data.source import File, InMemory, Source, below, list_files
 from vit_jax.errors import UserError
 from vit_jax.sections import Data
 
@@ -22,14 +20,17 @@ TFDS_NAME = re.compile(r"[a-zA-Z]\w*(:[\w.]+)?(/[\w.-]+)*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds:
-    """One split of a prepared TFDS data set."""
+class Tfds(Source):
+    """One split of a prepared TFDS data set in `folder`."""
 
     name: str
     class_names: tuple[str, ...]
     records: Any
+    folder: str
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """The number of examples."""
         return len(self.records)
 
     def get(self, index: int) -> tuple[Encoded, int]:
@@ -46,11 +47,12 @@ class Tfds:
             raise BrokenExample(f"{name} cannot be read: {str(e).partition(chr(10))[0]}") from e
         return Encoded(image, name), label
 
-    def labels(self) -> None:
-        """Not known without reading every record."""
+    def files(self) -> list[File]:
+        """Every file of the data set."""
+        return list_files(below(self.folder))
 
 
-def tfds(cfg: Data, *, train: bool) -> Tfds:
+def tfds(cfg: Data, train: bool) -> Tfds:
     """A prepared TFDS data set in array_record form, read without TensorFlow. Raises UserError."""
     import tensorflow_datasets as tfds  # half a second, and only needed here
 
@@ -82,7 +84,7 @@ def tfds(cfg: Data, *, train: bool) -> Tfds:
     except ValueError as e:
         raise UserError(f"data split {split} of {cfg.name}: {str(e).partition(chr(10))[0]}") from e
     names = tuple(features["label"].names)
-    return Tfds(f"{cfg.name} {split}", names, records)
+    return Tfds(f"{cfg.name} {split}", names, records, str(builder.data_dir))
 
 
 def tfds_dir(cfg: Data) -> str:
@@ -90,31 +92,7 @@ def tfds_dir(cfg: Data) -> str:
     return os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
-@dataclasses.dataclass(frozen=True)
-class InMemory:
-    """Pictures and labels held in memory: encoded bytes [n], or uint8 [n, h, w, c]."""
-
-    name: str
-    class_names: tuple[str, ...]
-    images: list[bytes | None] | np.ndarray
-    labels_n: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels_n)
-
-    def get(self, index: int) -> tuple[Encoded | np.ndarray, int]:
-        """Example `index`. Raises BrokenExample if it has no image."""
-        name, image = f"{self.name} row {index}", self.images[index]
-        if image is None:
-            raise BrokenExample(f"{name} has no image")
-        return (Encoded(image, name) if isinstance(image, bytes) else image), int(self.labels_n[index])
-
-    def labels(self) -> np.ndarray:
-        """int32 [n]."""
-        return self.labels_n
-
-
-def parquet(cfg: Data, *, train: bool) -> InMemory:
+def parquet(cfg: Data, train: bool) -> InMemory:
     """`dir/**/SPLIT-*.parquet` with columns image (bytes, path) and label, as on the Hugging Face hub."""
     import pyarrow.parquet as pq  # comes with tensorflow-datasets, and is only needed here
 
@@ -132,10 +110,10 @@ def parquet(cfg: Data, *, train: bool) -> InMemory:
     described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = described.get("info", {}).get("features", {}).get("label", {}).get("names")
     names = names or [str(i) for i in range(labels.max() + 1)]
-    return InMemory(f"{cfg.dir} {split}", tuple(names), images, labels)
+    return InMemory(f"{cfg.dir} {split}", tuple(names), images, labels, tuple(map(str, files)))
 
 
-def cifar(cfg: Data, *, train: bool) -> InMemory:
+def cifar(cfg: Data, train: bool) -> InMemory:
     """CIFAR-10 or CIFAR-100 in the binary version: records of label bytes, then 3x32x32 pixels."""
     fine = Path(cfg.dir, "train.bin").is_file()  # CIFAR-100: a coarse label byte comes first
     pattern = (
@@ -156,7 +134,8 @@ def cifar(cfg: Data, *, train: bool) -> InMemory:
     rows = data.reshape(-1, record)
     images = rows[:, -CIFAR_PIXELS:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     names = tuple(names_file.read_text().split())
-    return InMemory(f"{cfg.dir} {pattern}", names, images, rows[:, -CIFAR_PIXELS - 1].astype(np.int32))
+    labels, paths = rows[:, -CIFAR_PIXELS - 1].astype(np.int32), tuple(map(str, [*files, names_file]))
+    return InMemory(f"{cfg.dir} {pattern}", names, images, labels, paths)
 
 
 def _split(cfg: Data, have: list[str], *, train: bool) -> str:

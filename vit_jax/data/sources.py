@@ -1,14 +1,8 @@
-"""Where images come from: digits, arrays, a folder of class folders; `records.py` has TFDS and others.
+"""Where images come from: digits, arrays, a folder of class folders; `records.py` has TFDS and others."""
 
-A source is random access to (picture, label) pairs; encoded pictures are decoded in `transforms.py`, once it
-is known which part of them is needed. Sources travel to worker processes, so they are plain dataclasses.
-"""
-
-import contextlib
 import dataclasses
 import importlib.util
 import os
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +12,7 @@ from PIL import Image
 
 from vit_jax.data import records
 from vit_jax.data.decode import BrokenExample, Encoded, open_pillow
+from vit_jax.data.source import File, InMemory, Source, Splits, below, list_files
 from vit_jax.errors import UserError
 from vit_jax.sections import Data
 
@@ -25,32 +20,15 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 EVAL_SPLITS = ("validation", "val", "test")
 FOLDER_EVAL_PARTS = 10  # one part in ten of a folder without splits is kept for evaluation
 
-Get = Callable[[int], tuple[Encoded | np.ndarray, int]]
 
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """`get(i)` gives example i as a picture (encoded, or uint8 [h, w, c]) and a label.
-
-    `get` raises BrokenExample naming what cannot be read. `labels()` gives all labels without reading images
-    where that is possible, else None.
-    """
-
-    size: int
-    class_names: tuple[str, ...]
-    get: Get
-    labels: Callable[[], np.ndarray | None] = lambda: None
+def open_splits(cfg: Data) -> Splits:
+    """Both splits of `cfg`. Raises UserError if they are not there."""
+    return Splits(train=open_split(cfg, train=True), eval=open_split(cfg, train=False))
 
 
 def open_split(cfg: Data, *, train: bool) -> Source:
     """The training or evaluation split of `cfg`. Raises UserError if it is not there."""
-    if cfg.name == "digits":
-        return digits(train=train)
-    if cfg.name == "folder":
-        return folder(cfg, train=train)
-    make = {"parquet": records.parquet, "cifar": records.cifar}.get(cfg.name, records.tfds)
-    found = make(cfg, train=train)
-    return Source(len(found), found.class_names, found.get, found.labels)
+    return SOURCES.get(cfg.name, records.tfds)(cfg, train)
 
 
 def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: Sequence[str]) -> Source:
@@ -61,8 +39,7 @@ def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: 
             "want uint8 [n, h, w, c] or [n, h, w], and n labels"
         )
     images_nhwc = images[..., None] if images.ndim == 3 else images
-    held = _Arrays(images_nhwc, np.asarray(labels, np.int32))
-    return Source(len(images), tuple(class_names), held.get, held.all_labels)
+    return InMemory("array", tuple(class_names), images_nhwc, np.asarray(labels, np.int32))
 
 
 def digits(*, train: bool) -> Source:
@@ -76,6 +53,38 @@ def digits(*, train: bool) -> Source:
     table = table[(np.arange(len(table)) % 5 != 4) == train]
     images = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     return arrays(images, table[:, -1].astype(np.int32), [str(i) for i in range(10)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(Source):
+    """Image files, as paths below `root`, and their labels."""
+
+    root: str
+    class_names: tuple[str, ...]
+    images: list[str]
+    labels_n: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.images)
+
+    def get(self, index: int) -> tuple[Encoded, int]:
+        """Example `index`. Raises BrokenExample if its file cannot be read."""
+        path = os.path.join(self.root, self.images[index])
+        try:
+            data = Path(path).read_bytes()
+        except OSError as e:
+            raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
+        return Encoded(data, path), int(self.labels_n[index])
+
+    def files(self) -> list[File]:
+        """Every file below the folder."""
+        return list_files(below(self.root))
+
+    def labels(self) -> np.ndarray:
+        """int32 [size]."""
+        return self.labels_n
 
 
 def folder(cfg: Data, *, train: bool) -> Source:
@@ -106,28 +115,7 @@ def folder(cfg: Data, *, train: bool) -> Source:
         raise UserError(
             f"data.dir={split_dir} has no images for {use}: want one folder a class, with images in it"
         )
-    held = _Files(str(split_dir), files, np.array(labels, np.int32))
-    return Source(len(files), names, held.get, held.all_labels)
-
-
-def files_of(cfg: Data) -> list[tuple[str, int, int]]:
-    """(path, bytes, time of change in ns) of every file that `cfg` may read, sorted.
-
-    Equal lists mean the same examples, as far as is known without reading them.
-    """
-    if cfg.name == "digits":
-        return []
-    root = Path(cfg.dir)
-    if cfg.name not in ("folder", "parquet", "cifar"):
-        root = Path(records.tfds_dir(cfg), re.split("[:/]", cfg.name)[0])
-    found = []
-    for folder, _, names in os.walk(root.resolve(), followlinks=True):
-        for name in names:
-            path = os.path.join(folder, name)
-            with contextlib.suppress(OSError):  # a link to nowhere is no example
-                stat = os.stat(path)
-                found.append((path, stat.st_size, stat.st_mtime_ns))
-    return sorted(found)
+    return Folder(str(split_dir), names, files, np.array(labels, np.int32))
 
 
 def read_image(path: Path) -> Image.Image:
@@ -141,36 +129,6 @@ def read_image(path: Path) -> Image.Image:
 def decode(data: bytes, name: str) -> Image.Image:
     """Encoded bytes to an upright Pillow image. Raises UserError naming what cannot be read."""
     return open_pillow(data, name)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Arrays:
-    images_nhwc: np.ndarray
-    labels_n: np.ndarray
-
-    def get(self, index: int) -> tuple[np.ndarray, int]:
-        return self.images_nhwc[index], int(self.labels_n[index])
-
-    def all_labels(self) -> np.ndarray:
-        return self.labels_n
-
-
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    root: str
-    files: list[str]
-    labels_n: np.ndarray
-
-    def get(self, index: int) -> tuple[Encoded, int]:
-        path = os.path.join(self.root, self.files[index])
-        try:
-            data = Path(path).read_bytes()
-        except OSError as e:
-            raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
-        return Encoded(data, path), int(self.labels_n[index])
-
-    def all_labels(self) -> np.ndarray:
-        return self.labels_n
 
 
 def _folders(place: Path) -> tuple[str, ...]:
@@ -193,3 +151,12 @@ def _list(split_dir: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
 def _is_eval(file: str) -> bool:
     # By name, not by rank: adding files does not move others between the splits.
     return zlib.crc32(file.encode()) % FOLDER_EVAL_PARTS == 0
+
+
+# By data.name; every other name is a TFDS data set.
+SOURCES: dict[str, Callable[[Data, bool], Source]] = {
+    "digits": lambda cfg, train: digits(train=train),
+    "folder": lambda cfg, train: folder(cfg, train=train),
+    "parquet": records.parquet,
+    "cifar": records.cifar,
+}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.data import cache, loader, sources
+from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import diagnose, distributed, first_state
@@ -20,7 +21,7 @@ from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
 from vit_jax.run.report import Reporter, Sink
-from vit_jax.run.setup import Setup, Splits, set_up
+from vit_jax.run.setup import Setup, set_up
 from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
@@ -59,7 +60,7 @@ def run(
     primary = jax.process_index() == 0
     if primary:
         print(f"device: {meshes.describe(mesh)}", flush=True)
-    data = data or Splits(*(sources.open_split(cfg.data, train=train) for train in (True, False)))
+    data = data or sources.open_splits(cfg.data)
     teacher = first_state.read_teacher(cfg)
     folder = Workdir(workdir)
     with jax.set_mesh(mesh), folder.room(), _memory_for(cfg), ExitStack() as stack:

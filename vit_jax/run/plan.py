@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import first_state
-from vit_jax.run.setup import Setup, Splits, set_up
+from vit_jax.run.setup import Setup, set_up
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
 from vit_jax.training import tables

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.config import preprocess_of
-from vit_jax.data.sources import Source
+from vit_jax.data.source import Source, Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.stack import stack, unstack
@@ -20,13 +20,6 @@ from vit_jax.training import optim, schedules, tables
 from vit_jax.training.evaluate import Evaluator
 from vit_jax.training.step import Recipe, State, Teacher, init_state, train_step
 from vit_jax.weights.adapt import Weights
-
-
-class Splits(NamedTuple):
-    """The data of a run."""
-
-    train: Source
-    eval: Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.data import loader
-from vit_jax.data.sources import Source
+from vit_jax.data.source import Source
 from vit_jax.sections import Data, Preprocess, Spec
 from vit_jax.training import mesh as meshes
 from vit_jax.training.step import eval_step, normalise, zero_sums

@@ -1,0 +1,114 @@
+"""What a source of examples is, and the one that holds them in memory."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from vit_jax.data.decode import BrokenExample, Encoded
+
+Picture = Encoded | np.ndarray  # a file's bytes, or uint8 pixels [h, w, c]
+
+
+class File(NamedTuple):
+    """A file as far as is known without reading it; or, by its digest, what is held in memory."""
+
+    path: str
+    bytes: int
+    changed_ns: int
+
+
+class Source(Protocol):
+    """Random access to the examples of one split.
+
+    Sources travel to worker processes, so they can be pickled. Encoded pictures are decoded in
+    `transforms.py`, once it is known which part of them is needed.
+    """
+
+    class_names: tuple[str, ...]  # of each label
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        ...
+
+    def get(self, index: int) -> tuple[Picture, int]:
+        """Picture and label of an example. Raises BrokenExample naming what cannot be read."""
+        ...
+
+    def files(self) -> list[File]:
+        """All that the examples are read from, sorted: equal lists mean equal examples."""
+        ...
+
+    def labels(self) -> np.ndarray | None:
+        """int32 [size] if known without reading pictures."""
+        return None
+
+
+class Splits(NamedTuple):
+    """What a run trains on and what it is evaluated on."""
+
+    train: Source
+    eval: Source
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory(Source):
+    """Pictures and labels held in memory: encoded bytes [n], or uint8 [n, h, w, c].
+
+    `paths` are the files that they come from, if they do.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    images: list[bytes | None] | np.ndarray
+    labels_n: np.ndarray
+    paths: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.labels_n)
+
+    def get(self, index: int) -> tuple[Picture, int]:
+        """Example `index`. Raises BrokenExample if it has no image."""
+        name, image = f"{self.name} row {index}", self.images[index]
+        if image is None:
+            raise BrokenExample(f"{name} has no image")
+        return (Encoded(image, name) if isinstance(image, bytes) else image), int(self.labels_n[index])
+
+    def files(self) -> list[File]:
+        """The files, or the digest of what is held."""
+        if self.paths:
+            return list_files(self.paths)
+        digest, count = hashlib.sha256(np.asarray(self.labels_n).tobytes()), 0
+        for image in self.images:
+            held = b"" if image is None else image if isinstance(image, bytes) else image.tobytes()
+            digest.update(held)
+            count += len(held)
+        return [File(f"sha256:{digest.hexdigest()}", count, 0)]
+
+    def labels(self) -> np.ndarray:
+        """int32 [size]."""
+        return self.labels_n
+
+
+def list_files(paths: Iterable[str | Path]) -> list[File]:
+    """The files of `paths` that are there, sorted."""
+    found = []
+    for path in map(str, paths):
+        with contextlib.suppress(OSError):  # a link to nowhere is no example
+            stat = os.stat(path)
+            found.append(File(path, stat.st_size, stat.st_mtime_ns))
+    return sorted(found)
+
+
+def below(root: str | Path) -> list[str]:
+    """Every file below a folder, whose links are followed."""
+    walk = os.walk(Path(root).resolve(), followlinks=True)
+    return [os.path.join(folder, name) for folder, _, names in walk for name in names]
