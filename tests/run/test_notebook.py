@@ -34,12 +34,13 @@ print(run.step, run.metrics["top1"], sum(hits), (run.workdir / "curves.png").sta
 
 
 BEFORE = """
-import logging, os, signal
+import logging, os, signal, sys
 
 def state():
     log = logging.getLogger("vit_jax")
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    return os.getpid(), handlers, list(log.handlers), log.propagate
+    hooks = sys.unraisablehook, list(logging.getLogger("absl").filters)
+    return os.getpid(), handlers, list(log.handlers), log.propagate, hooks
 
 STATE = state()
 """

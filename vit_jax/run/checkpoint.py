@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class Checkpoints:
             f"checkpoint {p.name.split('.')[0]} was interrupted while it was saved: ignored"
             for p in sorted(self.directory.glob("*.orbax-checkpoint-tmp"))
         ]
+        self._quiet = ExitStack()
+        self._quiet.enter_context(orbax.quiet)
         policy: Any = ocp.training.preservation_policies.LatestN(keep)
         self._orbax = ocp.training.Checkpointer(
             str(self.directory),
@@ -63,7 +66,8 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the writes. Raises UserError if one failed."""
         try:
-            self._orbax.close()
+            with self._quiet:
+                self._orbax.close()
         except Exception as e:
             raise _save_failed(self.directory, e) from e
 

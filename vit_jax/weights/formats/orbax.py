@@ -6,12 +6,12 @@ that a kill interrupted; the digests catch what it does not notice: changed byte
 """
 
 import errno
-import functools
 import logging
 import os
 import re
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from vit_jax.errors import UserError
 
 CHECKPOINTS, BEST = "checkpoints", "best"  # folders of numbered steps in that of a run
 PARAMS, REST, RECORD = "params", "rest", "record"
+LOGGERS = ("absl", "asyncio")  # that Orbax's errors go to
 OWN = {"step", "shapes", "digests"}  # what `record_of` adds to a record
 
 
@@ -49,7 +50,7 @@ def steps_in(directory: Path) -> list[int]:
 def read_record(step_dir: Path) -> dict[str, Any]:
     """The record of one step. Raises UserError if there is none that can be read."""
     try:
-        with context():
+        with quiet, context():
             record = ocp.load_checkpointables(str(step_dir.absolute()), {RECORD: None})[RECORD]
     except Exception as e:
         raise UserError(f"checkpoint {step_dir} cannot be read ({root_cause(e)})") from e
@@ -72,7 +73,7 @@ def read_trees(step_dir: Path, record: dict[str, Any], **abstract: Any) -> dict[
     for name, tree in abstract.items():
         _check_shapes(step_dir, name, stored=record["shapes"][name], wanted=shapes(tree))
     try:
-        with context():
+        with quiet, context():
             trees = ocp.load_checkpointables(str(step_dir.absolute()), abstract)
     except Exception as e:
         raise UserError(f"checkpoint {step_dir} cannot be read ({root_cause(e)})") from e
@@ -128,29 +129,45 @@ def _digest_leaf(x: jax.Array) -> jax.Array:
     return (bits * odd).sum(dtype=jnp.uint32)
 
 
-@functools.cache
-def _errors_once() -> None:
-    """Leave a failed file to the exception: Orbax would also log it many times.
+class _Quiet:
+    """While entered, and for good after an error: leave a failed file to the exception.
 
-    It logs each error that it raises, and closes event loops that results of other files still come to,
-    which Python reports as errors that nobody can catch.
+    Orbax would also log each error that it raises, and it closes event loops that results of other files
+    still come to, some after the exception: Python reports those as errors that nobody can catch.
     """
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
-    )
-    before = sys.unraisablehook
 
-    def hook(error: Any) -> None:
+    def __init__(self) -> None:
+        self._inside, self._before = 0, sys.unraisablehook
+
+    def __enter__(self) -> None:
+        if not self._inside:
+            self._before, sys.unraisablehook = sys.unraisablehook, self._hook
+            for name in LOGGERS:
+                logging.getLogger(name).addFilter(self._is_news)
+        self._inside += 1
+
+    def __exit__(self, kind: type[BaseException] | None, e: Any, trace: TracebackType | None) -> None:
+        self._inside -= kind is None
+        if not self._inside:
+            for name in LOGGERS:
+                logging.getLogger(name).removeFilter(self._is_news)
+            sys.unraisablehook = self._before
+
+    def _hook(self, error: Any) -> None:
         late = isinstance(error.exc_value, RuntimeError) and str(error.exc_value) == "Event loop is closed"
         if not late or error.object is not None:
-            before(error)
+            self._before(error)
 
-    sys.unraisablehook = hook
+    @staticmethod
+    def _is_news(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "/orbax/" not in record.pathname + record.getMessage()
+
+
+quiet = _Quiet()
 
 
 def context() -> ocp.Context:
     """How Orbax reads and writes a step."""
-    _errors_once()
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=RECORD)
     context = ocp.Context()
