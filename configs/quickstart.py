@@ -2,7 +2,7 @@
 
     python train.py --config configs/quickstart.py --workdir runs/quickstart
 
-Cost and result: see the README.
+CI trains it and wants 97 %.
 """
 
 from typing import Any

@@ -30,6 +30,14 @@ def test_the_map_of_the_readme_names_every_module_and_nothing_else():
         assert list(ROOT.glob(name)) or list(PACKAGE.rglob(name)) or list(ROOT.glob(f"*/{name}")), name
 
 
+def test_pages_are_short_and_their_links_lead_somewhere():
+    assert len((ROOT / "README.md").read_text().split()) <= 1300
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
+
+
 def test_every_room_has_its_place_in_the_layers():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
