@@ -28,9 +28,9 @@ import jax
 from vit_jax.config import from_command_line
 from vit_jax.data import loader, sources
 from vit_jax.run import cpu, loop
-from vit_jax.run.checkpoint import steps_in
 from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
+from vit_jax.weights.formats.orbax import steps_in
 
 ROOT = Path(__file__).parent.parent
 KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # programs, as train.py does

@@ -1,8 +1,10 @@
 """The house: its map is true, its files can be read whole, and every room has its place in the layers."""
 
 import ast
+import importlib
 import re
 import tomllib
+from importlib.util import find_spec
 
 import pytest
 from paths import ROOT
@@ -75,3 +77,13 @@ def test_tests_lie_in_folders_of_rooms():
 def test_equations_hold_no_trick_for_a_processor(name):
     text = (PACKAGE / "models" / f"{name}.py").read_text()
     assert not re.search(r"custom_vjp|custom_jvp|platform_dependent", text)
+
+
+def test_benchmarks_import_what_there_is():
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vit_jax"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    found = hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
+                    assert found, (path, node.module, alias.name)

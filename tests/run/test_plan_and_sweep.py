@@ -17,7 +17,7 @@ from tiny_run import tiny
 from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
-from vit_jax.run import loop, plan, rerun, sweep, sweep_points
+from vit_jax.run import loop, plan, program, rerun, sweep, sweep_points
 from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 from vit_jax.weights.formats import orbax
@@ -58,9 +58,12 @@ def test_a_plan_foretells_the_run(digits):
     assert json.loads(json.dumps(told._asdict()))["steps"] == 60
 
 
+NOTHING = program.Cost(0, [])
+
+
 def test_remedies_are_tried_up_to_the_first_that_fits(digits, monkeypatch):
     needs = iter((1000, 900, 400, 1))
-    monkeypatch.setattr(plan, "memory_bytes", lambda setup: next(needs))
+    monkeypatch.setattr(plan, "measure", lambda setup: plan.Measured(next(needs), {}, NOTHING, 1.0))
     told = plan.make(config.apply(tiny(), ["--config.model.width=64"]), digits, limit_bytes=500)
     assert [(r["memory_per_device_bytes"], r["fits"]) for r in told.remedies] == [(900, False), (400, True)]
     assert plan.show(told).endswith(", fits")

@@ -15,7 +15,7 @@ from vit_jax import config
 from vit_jax.data import sources
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.run import first_state, plan
+from vit_jax.run import first_state, plan, program
 from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 from vit_jax.weights.adapt import Weights
@@ -66,7 +66,8 @@ def test_a_plan_reads_the_teacher_once(monkeypatch):
     cfg = config.apply(tiny(), ["--config.loss.teacher=nowhere.npz"])
     read, teacher = [], teacher_of(10)
     monkeypatch.setattr(first_state, "read_teacher", lambda cfg: read.append(cfg) or teacher)
-    monkeypatch.setattr(plan, "memory_bytes", lambda setup: 2)  # what a compilation says is not of interest
+    told = plan.Measured(2, {}, program.Cost(0, []), 1.0)
+    monkeypatch.setattr(plan, "measure", lambda setup: told)  # what a compilation says is not of interest
     made = plan.make(cfg, splits(cfg), limit_bytes=1)
     assert len(made.remedies) > 1
     assert read == [cfg]

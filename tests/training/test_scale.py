@@ -1,11 +1,8 @@
 """One run, however it is laid out: devices, processes, scan, rematerialisation, micro-batches."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 
 import jax
@@ -13,11 +10,11 @@ import numpy as np
 import pytest
 from cells import FIELDS, FORMS, STEPS, held_bytes, losses
 from paths import ROOT
+from processes import free_port, launch
 from tiny_run import read_until, tiny
 
 from vit_jax import config
 from vit_jax.data import sources
-from vit_jax.run.distributed import expected
 from vit_jax.run.setup import set_up
 from vit_jax.weights.formats import orbax
 
@@ -90,37 +87,6 @@ def test_fsdp_divides_the_bytes_that_a_device_holds(scan):
         held[fsdp] = max(a_device.values())
     assert held[1] == sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state, state.ema)))
     assert held[4] < 0.3 * held[1]  # a quarter, and the small arrays whole
-
-
-@pytest.mark.parametrize(
-    ("environment", "several"),
-    [
-        ({}, False),
-        ({"SLURM_NTASKS": "4"}, False),  # the script of a batch job, not a task of it
-        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-    ],
-)
-def test_several_processes_are_told_by_the_environment(environment, several):
-    assert expected(environment) == several
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def launch(command, folder):
-    """A process with one CPU device, whose compiled programs are kept in `folder`."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)
 
 
 def finish(running, code=0):

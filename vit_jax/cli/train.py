@@ -11,6 +11,7 @@ from vit_jax import config, fields, sections
 from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
 from vit_jax.run import cpu, sweep_points
+from vit_jax.run import target as targets
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
 EXAMPLES = """examples:
@@ -18,6 +19,7 @@ EXAMPLES = """examples:
   python train.py --config configs/vit_b16.py --workdir runs/b16 --config.optim.lr=3e-4
   python train.py --config configs/vit_b16.py:finetune --workdir runs/c10 --config.data.name=cifar10
   python train.py --config configs/vit_l16.py --plan
+  python train.py --config configs/vit_l16.py --plan --target v5e-64
   python train.py --config configs/quickstart.py --workdir runs/sweep --sweep config.optim.lr=1e-3,3e-3
   python train.py --rerun runs/quickstart --workdir runs/again
 
@@ -38,6 +40,9 @@ def main() -> int:
     points = sweep_points.points(args.sweep)
     configs = [_config(args, [*rest, *point.arguments]) for point in points]
 
+    if args.target:
+        targets.prepare()
+
     import jax  # after parsing: --help stays quick
 
     from vit_jax.run import distributed, loop, sweep
@@ -46,7 +51,12 @@ def main() -> int:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    distributed.join(_address(args))
+    if args.target:
+        jax.config.update("jax_enable_compilation_cache", False)  # it cannot keep programs for chips not here
+        return _plan(configs[0], args)
+    found = distributed.join(_address(args), timeout_s=args.join_timeout)
+    if jax.process_index() == 0:
+        print(found, flush=True)
     if args.plan:
         return _plan(configs[0], args)
     if args.sweep:
@@ -66,8 +76,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--plan describes one run: leave --sweep out")
     if args.sweep_index is not None and not args.sweep:
         raise UserError("--sweep_index requires --sweep")
-    if not args.plan and (args.json or args.device_memory_gib is not None):
-        raise UserError("--json and --device_memory_gib require --plan")
+    planned = (args.json, args.device_memory_gib, args.target, args.examples, args.classes)
+    if not args.plan and any(value not in (None, False) for value in planned):
+        raise UserError("--json, --device_memory_gib, --target, --examples and --classes require --plan")
+    sizes = [n for n in (args.examples, args.classes) if n is not None]
+    if len(sizes) == 1 or any(n < 1 for n in sizes):
+        raise UserError("--examples and --classes go together, and are at least 1")
+    if args.join_timeout < 1:
+        raise UserError(f"--join_timeout={args.join_timeout} must be at least 1 second")
     if args.device_memory_gib is not None and not 0 < args.device_memory_gib < float("inf"):
         raise UserError(f"--device_memory_gib={args.device_memory_gib} must be above 0, and finite")
 
@@ -84,6 +100,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     planning = parser.add_argument_group("before training")
     planning.add_argument("--plan", action="store_true", help="say what the run would be and need, and stop")
+    planning.add_argument(
+        "--target",
+        metavar="SLICE",
+        help="with --plan: of TPUs, as v5e-16 or 2xv6e-256 (extra aot)",
+    )
+    planning.add_argument("--examples", type=int, help="with --plan: size of training data that is not here")
+    planning.add_argument("--classes", type=int, help="with --examples: classes of that data")
     planning.add_argument("--device_memory_gib", type=float, help="memory of a device, if it does not say")
     planning.add_argument("--json", action="store_true", help="with --plan: one JSON object")
     many = parser.add_argument_group("many runs", "each in a folder of its own under --workdir")
@@ -91,10 +114,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweep", action="append", default=[], help="config.field=value,value or a file of such lines"
     )
     many.add_argument("--sweep_index", type=int, help="only this run of the grid, from 0: for array jobs")
-    several = parser.add_argument_group("several processes", "TPU pods, srun and mpirun need none of these")
+    several = parser.add_argument_group(
+        "several processes", "TPU slices, GKE, SLURM, MPI and Kubernetes are found without the first three"
+    )
     several.add_argument("--coordinator", help="HOST:PORT of process 0")
     several.add_argument("--process_id", type=int, help="which process this is, from 0")
     several.add_argument("--processes", type=int, help="how many there are")
+    several.add_argument(
+        "--join_timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="for all of them to start (default: 300)",
+    )
 
 
 def _config(args: argparse.Namespace, overrides: list[str]) -> sections.Config:
@@ -112,9 +144,15 @@ def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
     from vit_jax.data import sources
     from vit_jax.run import plan
 
-    data = sources.open_splits(cfg.data)
+    target = targets.find(args.target) if args.target else None
+    if args.examples:
+        data = sources.absent(args.examples, args.classes)
+    elif target and cfg.data.name in sources.PUBLISHED:
+        data = sources.absent(*sources.PUBLISHED[cfg.data.name])
+    else:
+        data = sources.open_splits(cfg.data)
     limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None
-    planned = plan.make(cfg, data, limit_bytes=limit)
+    planned = plan.make(cfg, data, limit_bytes=limit, target=target)
     print(json.dumps(planned._asdict()) if args.json else plan.show(planned))
     return 0
 

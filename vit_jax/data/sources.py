@@ -12,7 +12,7 @@ from PIL import Image
 
 from vit_jax.data import records
 from vit_jax.data.decode import BrokenExample, Encoded, open_pillow
-from vit_jax.data.source import File, InMemory, Source, Splits, below, list_files
+from vit_jax.data.source import File, InMemory, Picture, Source, Splits, below, list_files
 from vit_jax.errors import UserError
 from vit_jax.sections import Data
 
@@ -29,6 +29,12 @@ def open_splits(cfg: Data) -> Splits:
 def open_split(cfg: Data, *, train: bool) -> Source:
     """The training or evaluation split of `cfg`. Raises UserError if it is not there."""
     return SOURCES.get(cfg.name, records.tfds)(cfg, train)
+
+
+def absent(examples: int, classes: int) -> Splits:
+    """Splits of data that is not here, to plan for it."""
+    names = tuple(map(str, range(classes)))
+    return Splits(Absent(examples, names), Absent(examples, names))
 
 
 def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: Sequence[str]) -> Source:
@@ -53,6 +59,27 @@ def digits(*, train: bool) -> Source:
     table = table[(np.arange(len(table)) % 5 != 4) == train]
     images = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     return arrays(images, table[:, -1].astype(np.int32), [str(i) for i in range(10)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent(Source):
+    """The sizes of data, without it."""
+
+    examples: int
+    class_names: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return self.examples
+
+    def get(self, index: int) -> tuple[Picture, int]:
+        """Raises BrokenExample."""
+        raise BrokenExample(f"example {index} is not here: the data was only planned for")
+
+    def files(self) -> list[File]:
+        """None."""
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,4 +186,14 @@ SOURCES: dict[str, Callable[[Data, bool], Source]] = {
     "folder": lambda cfg, train: folder(cfg, train=train),
     "parquet": records.parquet,
     "cifar": records.cifar,
+}
+
+# TFDS data sets: training examples and classes, as published, to plan without them.
+PUBLISHED = {
+    "imagenet2012": (1_281_167, 1000),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "fashion_mnist": (60_000, 10),
+    "oxford_iiit_pet": (3_680, 37),
+    "oxford_flowers102": (1_020, 102),
 }

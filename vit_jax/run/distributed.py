@@ -6,40 +6,114 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
 from vit_jax.errors import UserError
+from vit_jax.run import rendezvous
 
 HEARTBEAT_S = 60  # after which the others end, if one process is gone
+JOIN_S = 300  # for all processes of a run to have started
+# Names of jax's cluster environments.
+CLUSTERS = {
+    "gcetpu": "Cloud TPU metadata",
+    "gketpu": "GKE",
+    "slurm": "SLURM",
+    "ompi": "Open MPI",
+    "mpi4py": "mpi4py",
+    "K8sCluster": "Kubernetes",
+}
 
 
-def join(address: tuple[str, int, int] | None) -> None:
-    """Start jax.distributed if the environment names several processes, or at `address`; else do nothing.
+class Cluster(NamedTuple):
+    """Where the processes of a run meet, which of how many this is, and who says so."""
 
-    `address` is (host:port of process 0, which process this is, how many there are).
-    TPU pods, SLURM and Open MPI are found by jax itself. To be called before any other use of jax. Raises
-    UserError if the others cannot be met.
+    coordinator: str  # HOST:PORT of process 0
+    processes: int
+    process_id: int
+    found_by: str
+    method: str | None = "deactivate"  # jax's name of the detection, which also tells a process its devices
+
+
+def join(address: tuple[str, int, int] | None, *, timeout_s: int = JOIN_S) -> str:
+    """Meet the other processes of the run at `address`, or where jax's own detection finds a cluster.
+
+    `address` is (host:port of process 0, which process this is, how many there are). Returns a line that says
+    what was found. To be called before any other use of jax. Raises UserError if the others are not there
+    within `timeout_s` seconds, naming who is missing.
     """
-    if address is None and not expected(os.environ):
-        return
-    coordinator, process_id, processes = address or (None, None, None)
+    if address is not None:
+        coordinator, process_id, processes = address
+        cluster = Cluster(coordinator, processes, process_id, "--coordinator")
+    else:
+        cluster = detect(timeout_s)
+    if cluster is None or cluster.processes == 1:
+        why = f"{cluster.found_by} names one" if cluster else f"no {', '.join(CLUSTERS.values())} found"
+        return f"one process: {why}"
+    rendezvous.meet(cluster.coordinator, cluster.process_id, cluster.processes, timeout_s)
     try:
-        jax.distributed.initialize(coordinator, processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_S)
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process_id,
+            cluster_detection_method=cluster.method,
+            initialization_timeout=timeout_s,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            partition_index=_slice(),
+        )
     except Exception as e:
         raise UserError(
-            f"cannot join the other processes ({str(e).splitlines()[0]}): check --coordinator"
+            f"cannot join the other processes ({str(e).splitlines()[0]}): check {cluster.found_by}"
+        ) from e
+    return f"{cluster.processes} processes, found by {cluster.found_by}"
+
+
+def detect(timeout_s: int) -> Cluster | None:
+    """The cluster that jax's own detection finds. Raises UserError where it begins to, but cannot go on."""
+    # Not public, but to be asked rather than repeated; `join` needs to know the count before it waits.
+    from jax._src.clusters import ClusterEnv
+
+    kinds: Any = ClusterEnv._cluster_types
+    try:
+        kind = next((k for k in kinds if not k.opt_in_only_method and k.is_env_present()), None)
+        kind = kind or _mpi(kinds)
+        if kind is None:
+            return None
+        name = CLUSTERS.get(kind.name or kind.__name__, kind.__name__ or "")
+        processes, port = kind.get_process_count(), os.environ.get("JAX_COORDINATOR_PORT")
+        if processes == 1:
+            return Cluster("", 1, 0, name)
+        coordinator = kind.get_coordinator_address(timeout_secs=timeout_s, override_coordinator_port=port)
+        return Cluster(coordinator, processes, kind.get_process_id(), name, kind.name or None)
+    except UserError:
+        raise
+    except Exception as e:  # of the metadata server, of another package, of what the environment says
+        raise UserError(
+            f"the cluster cannot be asked for its processes ({type(e).__name__}: {str(e).splitlines()[0]}): "
+            "give --coordinator, --process_id and --processes"
         ) from e
 
 
-def expected(environment: os._Environ[str] | dict[str, str]) -> bool:
-    """Whether this is one of several processes that a TPU pod, srun or mpirun has started."""
-    hosts = environment["TPU_WORKER_HOSTNAMES"].split(",") if "TPU_WORKER_HOSTNAMES" in environment else []
-    counts = [environment[k] for k in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE") if k in environment]
-    # Without SLURM_STEP_ID the script of a batch job is a single process, whatever the job's size.
-    started = "SLURM_STEP_ID" in environment or "OMPI_COMM_WORLD_SIZE" in environment
-    return len(hosts) > 1 or (started and any(int(n) > 1 for n in counts))
+def _mpi(kinds: Any) -> Any:
+    """MPI launchers that jax does not know by their environment are asked by mpi4py. Raises UserError.
+
+    MPICH and those made from it set PMI_SIZE; of Open MPI, jax knows the versions before 5.
+    """
+    size = os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
+    if not size.isdigit() or int(size) < 2:
+        return None
+    kind = next(k for k in kinds if k.name == "mpi4py")
+    if not kind.is_env_present():
+        raise UserError(f"an MPI launcher started {size} processes: pip install mpi4py, which they meet by")
+    return kind
+
+
+def _slice() -> int | None:
+    """Which slice of a multislice TPU job this is, where the environment says so."""
+    number = os.environ.get("MEGASCALE_SLICE_ID", "")
+    return int(number) if number.isdigit() else None
 
 
 @contextmanager

@@ -1,17 +1,23 @@
 """A run before it starts: its length, work, memory a device and layout, and what would make it fit."""
 
 import dataclasses
+import math
+import re
+import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.run import first_state
+from vit_jax.run import first_state, program
+from vit_jax.run.program import Cost
 from vit_jax.run.setup import Setup, set_up
+from vit_jax.run.target import Target
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
 from vit_jax.training import tables
@@ -19,6 +25,31 @@ from vit_jax.weights.adapt import Weights
 
 GIB = 2**30
 BACKWARD = 3  # a training step's products over a forward pass's: one forward, two backward
+
+
+# "... HLO temporaries (48.19G) exceeds available HBM (15.75G)", "Used 30.1G of 15.75G hbm"
+REFUSED = re.compile(r"\(([\d.]+)G\) exceeds available HBM|Used ([\d.]+)G of")
+
+
+class Measured(NamedTuple):
+    """What the compiler says of a step on one device; of a program that it refuses, the memory alone."""
+
+    memory_bytes: int
+    held: dict[str, int]  # the same by what it is for
+    cost: Cost
+    seconds: float  # to compile
+    refused: bool = False
+
+
+class Estimate(NamedTuple):
+    """What a run would take on a slice that is not here: the compiler's estimate, not a measured time."""
+
+    target: str
+    step_s: float
+    images_per_s: float
+    hours: float  # of all steps; not of evaluations, saves and what data takes
+    share_of_peak: float  # the model's operations, of the chips' in that time
+    eval_memory_bytes: int
 
 
 class Plan(NamedTuple):
@@ -31,27 +62,35 @@ class Plan(NamedTuple):
     trained_parameters: int
     flops_per_image: float
     memory_per_device_bytes: int
+    memory_held: dict[str, int]
     limit_bytes: int | None
     fits: bool | None
     devices: str
     batch_per_device: int
     sharding: dict[str, str]
+    collectives: list[dict[str, Any]]
+    compile_s: float
+    estimate: dict[str, Any] | None
     remedies: list[dict[str, Any]]
 
 
-def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None) -> Plan:
+def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: Target | None = None) -> Plan:
     """Compile the step of `cfg` and read what the compiler says; no state is made.
 
     `limit_bytes` is the memory of a device, or None for what the device says itself (a CPU says nothing).
-    Raises UserError for a config that cannot run.
+    With a `target` all is compiled for its devices. Raises UserError for a config that cannot run.
     """
-    mesh = meshes.make(cfg.device, cfg.fsdp)
-    limit_bytes = limit_bytes or _limit(mesh.devices.flat[0])
     teacher = first_state.read_teacher(cfg)
+    mesh = _mesh(cfg, target)
+    limit_bytes = limit_bytes or (int(target.chip.hbm_gib * GIB) if target else _limit(mesh.devices.flat[0]))
     with jax.set_mesh(mesh):
         setup = set_up(cfg, mesh, data, teacher)
-        memory = memory_bytes(setup)
-    fits = None if limit_bytes is None else memory <= limit_bytes
+        measured = measure(setup)
+        foretold = target is not None and not measured.refused
+        evaluation = setup.evaluate.compile(setup.forms.packed.params) if foretold else None
+    flops = flops_per_image(setup)
+    estimate = _estimate(setup, measured, target, flops, evaluation) if target and evaluation else None
+    fits = None if limit_bytes is None else not measured.refused and measured.memory_bytes <= limit_bytes
     o, train = cfg.optim, cfg.train
     chosen = jax.tree.leaves(tables.trained(setup.forms.stored.params, o))
     sizes = [x.size for x in jax.tree.leaves(setup.forms.stored.params)]
@@ -61,21 +100,69 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None) -> Plan:
         schedule=f"{o.name} at {o.lr:g}, {o.warmup_steps} up, {o.schedule}, {o.cooldown_steps} down",
         parameters=sum(sizes),
         trained_parameters=sum(n for n, c in zip(sizes, chosen, strict=True) if c),
-        flops_per_image=flops_per_image(setup),
-        memory_per_device_bytes=memory,
+        flops_per_image=flops,
+        memory_per_device_bytes=measured.memory_bytes,
+        memory_held=measured.held,
         limit_bytes=limit_bytes,
         fits=fits,
         devices=meshes.describe(mesh),
         batch_per_device=train.batch_size // mesh.size // train.micro_batches,
         sharding=_sharding(setup),
-        remedies=_remedies(cfg, data, teacher, limit_bytes) if limit_bytes and not fits else [],
+        collectives=[row._asdict() for row in measured.cost.collectives],
+        compile_s=measured.seconds,
+        estimate=estimate and estimate._asdict(),
+        remedies=_remedies(cfg, data, teacher, limit_bytes, target) if limit_bytes and not fits else [],
     )
 
 
-def memory_bytes(setup: Setup) -> int:
-    """Bytes a device that the compiled step needs: arguments, results not in their place, and scratch."""
-    m: Any = setup.lower_step().compile().memory_analysis()
+def measure(setup: Setup) -> Measured:
+    """Compile the step: bytes a device of arguments, of results not in their place, and scratch; its cost."""
+    start = time.perf_counter()
+    try:
+        compiled = setup.lower_step().compile()
+    except jax.errors.JaxRuntimeError as e:
+        match = REFUSED.search(str(e))
+        if match is None:
+            raise
+        needed = int(float(match[1] or match[2]) * GIB)
+        return Measured(needed, {}, Cost(0, []), time.perf_counter() - start, refused=True)
+    seconds = time.perf_counter() - start
+    m: Any = compiled.memory_analysis()
+    memory = _bytes(m)
+    state = setup.forms.packed
+    held = {"parameters": _share(state.params), "optimizer": _share(state.opt_state)}
+    held |= {"batch": _share(setup.batch_like()), "temporaries": m.temp_size_in_bytes}
+    held["other"] = memory - sum(held.values())
+    return Measured(memory, held, program.read(compiled.as_text() or "", dict(setup.mesh.shape)), seconds)
+
+
+def _bytes(m: Any) -> int:
     return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+
+
+def _share(tree: Any) -> int:
+    """Bytes of a tree of abstract arrays that one device holds."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _estimate(
+    setup: Setup, measured: Measured, target: Target, flops: float, evaluation: jax.stages.Compiled
+) -> Estimate:
+    step_s = measured.cost.cycles / target.chip.clock_hz
+    images_per_s = setup.cfg.train.batch_size / step_s
+    return Estimate(
+        target=target.name,
+        step_s=step_s,
+        images_per_s=images_per_s,
+        hours=setup.steps * step_s / 3600,
+        share_of_peak=images_per_s * flops / (len(target.devices) * target.chip.peak_flops),
+        eval_memory_bytes=_bytes(evaluation.memory_analysis()),
+    )
+
+
+def _mesh(cfg: Config, target: Target | None) -> Mesh:
+    return meshes.over(target.devices, cfg.fsdp) if target else meshes.make(cfg.device, cfg.fsdp)
 
 
 def flops_per_image(setup: Setup) -> float:
@@ -93,13 +180,21 @@ def show(plan: Plan) -> str:
     split = [f"  {name}: {spec}" for name, spec in plan.sharding.items()] or [
         "  nothing: each device has a whole copy"
     ]
+    held = ", ".join(f"{name} {size / GIB:.3f}" for name, size in plan.memory_held.items())
+    exchanged = [
+        f"{c['times']} {c['kind']} over {c['axes']}, {c['bytes'] / 2**20:,.1f} MiB" for c in plan.collectives
+    ]
     lines = [
         f"devices: {plan.devices}",
         f"run: {plan.steps:,} steps, {plan.epochs:.1f} epochs; {plan.schedule}",
         f"model: {plan.parameters:,} parameters, {plan.trained_parameters:,} trained",
         f"work: {plan.flops_per_image / 1e9:.3f} GFLOP an image in training",
         f"batch: {plan.batch_per_device} examples at a time on each device",
-        f"memory: {plan.memory_per_device_bytes / GIB:.3f} GiB a device, {limit}",
+        f"memory: {plan.memory_per_device_bytes / GIB:.3f} GiB a device, {limit}"
+        + (f" ({held})" if held else ""),
+        f"exchanged in a step: {'; '.join(exchanged) or 'nothing'}",
+        *([_foretold(Estimate(**plan.estimate))] if plan.estimate else []),
+        f"compiled in {plan.compile_s:.0f} s",
         "split over devices:",
         *split,
     ]
@@ -111,26 +206,37 @@ def show(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _remedies(cfg: Config, data: Splits, teacher: Weights | None, limit_bytes: int) -> list[dict[str, Any]]:
+def _foretold(e: Estimate) -> str:
+    return (
+        f"estimate of {e.target}'s compiler, not a measured time: {e.step_s * 1e3:,.1f} ms a step, "
+        f"{e.images_per_s:,.0f} images/s, {e.share_of_peak:.0%} of the chips' peak, {e.hours:,.1f} hours of "
+        f"steps; evaluation takes {e.eval_memory_bytes / GIB:.3f} GiB a device"
+    )
+
+
+def _remedies(
+    cfg: Config, data: Splits, teacher: Weights | None, limit_bytes: int, target: Target | None
+) -> list[dict[str, Any]]:
     """The knobs that save memory, gentlest first, up to the first that fits: each is a compilation."""
     tried = []
-    for changes in _candidates(cfg):
+    for changes in _candidates(cfg, target):
         try:
             other = _changed(cfg, changes)
-            mesh = meshes.make(other.device, other.fsdp)
+            mesh = _mesh(other, target)
             with jax.set_mesh(mesh):
-                memory = memory_bytes(set_up(other, mesh, data, teacher))
+                measured = measure(set_up(other, mesh, data, teacher))
         except UserError:
             continue  # a batch that cannot be cut so
         change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
-        tried.append({"change": change, "memory_per_device_bytes": memory, "fits": memory <= limit_bytes})
-        if memory <= limit_bytes:
+        fits = not measured.refused and measured.memory_bytes <= limit_bytes
+        tried.append({"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits})
+        if fits:
             break
     return tried
 
 
-def _candidates(cfg: Config) -> list[dict[str, Any]]:
-    devices = len(jax.devices() if cfg.device == "any" else jax.devices(cfg.device))
+def _candidates(cfg: Config, target: Target | None) -> list[dict[str, Any]]:
+    devices = _mesh(dataclasses.replace(cfg, fsdp=1), target).size
     parts = cfg.train.micro_batches
     out: list[dict[str, Any]] = [{"train.micro_batches": parts * 2}, {"train.micro_batches": parts * 8}]
     if cfg.train.remat == "none":

@@ -56,11 +56,14 @@ class Setup:
     teacher_params: Any
     evaluate: Evaluator
 
+    def batch_like(self) -> Any:
+        """Shapes and layout of a global batch."""
+        size, channels = self.cfg.train.batch_size, self.cfg.data.channels
+        return meshes.batch_like(size, self.spec.model.image_hw, channels, self.mesh)
+
     def lower_step(self) -> jax.stages.Lowered:
         """The step lowered for its shapes and layout, ready to compile."""
-        size, channels = self.cfg.train.batch_size, self.cfg.data.channels
-        batch = meshes.batch_like(size, self.spec.model.image_hw, channels, self.mesh)
-        return self.step.lower(self.forms.packed, batch, self.teacher_params)
+        return self.step.lower(self.forms.packed, self.batch_like(), self.teacher_params)
 
     def compile_ahead(self, *, fresh: bool) -> None:
         """Compile step, schedule and evaluation and, if the run is `fresh`, what makes its first state.

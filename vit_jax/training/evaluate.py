@@ -31,12 +31,14 @@ class Evaluator:
         self._spec, self._mesh = spec, mesh
         self._batch_size = _filling(batch_size, mesh)
 
-    def compile(self, params: Any) -> None:
+    def compile(self, params: Any) -> jax.stages.Compiled:
         """What the first call would compile; `params` are arrays, or their shapes and layout."""
         batch = meshes.batch_like(
             self._batch_size, self._spec.model.image_hw, self._spec.preprocess.channels, self._mesh
         )
-        self._add.lower(self._zero(), params, batch).compile()
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.everywhere(self._mesh))
+        sums = jax.tree.map(place, jax.eval_shape(self._zero))
+        return self._add.lower(sums, params, batch).compile()
 
     def __call__(self, params: Any, source: Source, cfg: Data) -> dict[str, float]:
         """{"examples", "top1", "top5" (fractions), "loss" (mean)} of `source`, read as `cfg` says."""

@@ -3,10 +3,12 @@
 The mesh has two axes: the batch is split over both, parameters and optimizer state over `fsdp` alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.data.loader import Batch
@@ -25,10 +27,25 @@ def make(device: str, fsdp: int) -> Mesh:
         raise UserError(
             f"device={device} was asked for, but jax finds only {found}: install its extra"
         ) from e
-    if len(devices) % fsdp:
-        raise UserError(f"fsdp={fsdp} does not divide the {len(devices)} devices")
-    shape = (len(devices) // fsdp, fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return over(devices, fsdp)
+
+
+def over(devices: Sequence[Any], fsdp: int) -> Mesh:
+    """The mesh over `devices`; those of one slice are neighbours on it, and `fsdp` stays within a slice.
+
+    Raises UserError if `fsdp` does not divide them.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    near = len(devices) // slices
+    if near % fsdp:
+        where = " of a slice" if slices > 1 else ""
+        raise UserError(f"fsdp={fsdp} does not divide the {near} devices{where}")
+    axes = {"axis_names": ("data", "fsdp"), "axis_types": (AxisType.Auto,) * 2}
+    shape = (near // fsdp, fsdp)
+    if slices == 1:
+        return jax.make_mesh(shape, devices=devices, **axes)
+    grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices)
+    return Mesh(grid, **axes)
 
 
 def describe(mesh: Mesh) -> str:

@@ -1,0 +1,153 @@
+"""What a compiled program's text says of its cost: the compiler's estimate of cycles, and its collectives."""
+
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$", re.M)
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+CALLED = re.compile(r"\b(?:to_apply|calls)=%?([\w.-]+)")
+LOOP = re.compile(r"\bwhile\(.*\bbody=%?([\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}|\b(?:true|false)_computation=%?([\w.-]+)")
+COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+# Between slices, by the hosts; of its results, an array and two marks.
+SENT = re.compile(r'= \((.*?), u32\[\].* send\(.*_xla_megascale_transfer_type="(\w+)"')
+CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+# Members of a group, in the three ways that XLA writes them.
+LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
+
+
+class Collective(NamedTuple):
+    """Exchanges of one kind in a step: over which axes of the mesh, how often, and bytes of the results.
+
+    "slices" stands for what goes between the slices of a mesh of several.
+    """
+
+    kind: str
+    axes: str
+    times: int
+    bytes: int
+
+
+class Cost(NamedTuple):
+    """`cycles` is the compiler's own estimate for a step on one chip, 0 where it makes none."""
+
+    cycles: int
+    collectives: list[Collective]
+
+
+def read(text: str, mesh_shape: dict[str, int]) -> Cost:
+    """The cost of the optimised program `text` on a mesh; a loop's body counts as often as it runs."""
+    bodies, entry = _computations(text)
+    often = Counter({entry: 1})
+    cycles = _walk(bodies, entry, often)
+    # An exchange that is spread over several computations has one channel.
+    found: dict[str, tuple[str, str, int, int]] = {}
+    for name, lines in bodies.items():
+        for line in lines if often[name] else ():
+            exchange, sent, channel = COLLECTIVE.search(line), SENT.search(line), CHANNEL.search(line)
+            if exchange:
+                row = (exchange[2], _axes(line, mesh_shape), often[name], _bytes(exchange[1]))
+            elif sent:
+                row = (sent[2].lower().replace("_", "-"), "slices", often[name], _bytes(sent[1]))
+            else:
+                continue
+            key = channel[1] if channel else line
+            found[key] = max(found.get(key, row), row, key=lambda row: row[2:])
+    rows: dict[tuple[str, str], Collective] = {}
+    for kind, axes, times, size in found.values():
+        before = rows.get((kind, axes), Collective(kind, axes, 0, 0))
+        rows[kind, axes] = Collective(kind, axes, before.times + times, before.bytes + times * size)
+    return Cost(cycles, sorted(rows.values(), key=lambda row: -row.bytes))
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """{name: its instructions} and the name of the entry."""
+    bodies, entry, name = {}, "", None
+    for line in text.splitlines():
+        match = COMPUTATION.match(line)
+        if match:
+            name = match[2]
+            bodies[name] = []
+            entry = name if match[1] else entry
+        elif name is not None:
+            bodies[name].append(line)
+    return bodies, entry
+
+
+def _walk(bodies: dict[str, list[str]], name: str, often: Counter[str]) -> int:
+    """Cycles of a computation and of those that it runs; notes in `often` how often these run in all."""
+    cycles, times = 0, often[name]
+    for line in bodies.get(name, ()):
+        estimate = CYCLES.search(line)
+        cycles += int(estimate[1]) if estimate else 0
+        for called, trips in _called(line):
+            before = often[called]
+            often[called] = times * trips
+            more = _walk(bodies, called, often)
+            often[called] += before
+            cycles += 0 if estimate else trips * more  # a fusion's cycles are its own
+    return cycles
+
+
+def _called(line: str) -> list[tuple[str, int]]:
+    """Computations that an instruction runs and how often; of branches, the first."""
+    loop = LOOP.search(line)
+    if loop:
+        trips = TRIPS.search(line)
+        return [(loop[1], int(trips[1]) if trips else 1)]
+    branches = [n.strip().lstrip("%") for a, b in BRANCHES.findall(line) for n in (a or b).split(",")]
+    return [(name, 1) for name in branches[:1] or CALLED.findall(line)]
+
+
+def _bytes(shapes: str) -> int:
+    sizes = [
+        math.prod(map(int, filter(None, dims.split(",")))) * BYTES.get(kind, 4)
+        for kind, dims in ARRAY.findall(shapes)
+    ]
+    return sum(sizes)
+
+
+def _axes(line: str, mesh: dict[str, int]) -> str:
+    """Names of the axes of the mesh along which the members of a group lie."""
+    places = np.unravel_index(_group(line, math.prod(mesh.values())), tuple(mesh.values()))
+    along = [name for name, at in zip(mesh, places, strict=True) if len(set(at.tolist())) > 1]
+    return ", ".join(along) or "none"
+
+
+def _group(line: str, devices: int) -> list[int]:
+    """The first group of devices that exchange; all if the instruction names none."""
+    if listed := LISTED.search(line):
+        return _numbers(listed[1])
+    if iota := IOTA.search(line):
+        ids = _ids(iota[3], iota[4])
+        return ids.reshape(int(iota[1]), int(iota[2]))[0].tolist()
+    if named := NAMED.search(line):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        sizes = list(map(int, axes.values()))
+        ids = _ids(named[2] or ",".join(map(str, sizes)), named[3]).reshape(sizes)
+        chosen = re.findall(r"'(\w+)'", named[4])
+        return ids[tuple(slice(None) if name in chosen else 0 for name in axes)].ravel().tolist()
+    return list(range(devices))
+
+
+def _ids(dims: str, order: str | None) -> np.ndarray:
+    shape = _numbers(dims)
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose(_numbers(order)) if order else ids
+
+
+def _numbers(text: str) -> list[int]:
+    return list(map(int, text.split(",")))
