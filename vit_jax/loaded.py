@@ -22,12 +22,12 @@ from vit_jax.weights.load import read
 from vit_jax.weights.report import Report
 from vit_jax.weights.save import write
 
-BATCH_SIZE = 64  # of `classify`: bounds memory, and lets all calls share one compiled program
+SIZES = (1, 8, 64)  # of batches: few compiled programs, little padding, and a bound of memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One class of one image; `confidence` is the softmax probability."""
+    """One class of one image; `confidence` is its probability by the loss that the model was trained on."""
 
     name: str
     index: int
@@ -57,18 +57,22 @@ class Loaded:
             raise UserError(f"top={top} must be at least 1")
         return [self.best(row, top) for row in self.probabilities(images)]
 
-    def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
-        """Softmax probabilities, float32 [images, classes]. Raises UserError for what is no image."""
+    def probabilities(self, images: Iterable[Image.Image], *, temperature: float = 1.0) -> np.ndarray:
+        """float32 [images, classes] of logits over `temperature`: softmax, or a sigmoid of each class.
+
+        Raises UserError for what is no image.
+        """
         images = list(_checked(images))
         rows = [transforms.for_evaluation(i, self.spec.preprocess, self.spec.model.image_hw) for i in images]
         if not rows:
             return np.zeros((0, self.spec.model.classes), np.float32)
-        return np.concatenate([self._forward(chunk) for chunk in _chunks(np.stack(rows))])
+        return np.concatenate([self._forward(chunk, temperature) for chunk in _chunks(np.stack(rows))])
 
-    def _forward(self, image_bhwc: np.ndarray) -> np.ndarray:
-        missing = BATCH_SIZE - len(image_bhwc)
+    def _forward(self, image_bhwc: np.ndarray, temperature: float) -> np.ndarray:
+        missing = next(size for size in SIZES if size >= len(image_bhwc)) - len(image_bhwc)
         padded = np.pad(image_bhwc, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        return np.asarray(_probabilities(self.model, self.spec, self.params, padded))[: len(image_bhwc)]
+        made = _probabilities(self.model, self.spec, self.params, padded, jnp.float32(temperature))
+        return np.asarray(made)[: len(image_bhwc)]
 
     def best(self, probability_c: np.ndarray, top: int) -> list[Prediction]:
         """The `top` classes of one image's probabilities, the likeliest first."""
@@ -101,7 +105,12 @@ def load(
     if not weights.model.classes:
         weights = reset_head(weights, 1)
     print(weights.report, file=sys.stderr)
-    spec = Spec(model=weights.model, preprocess=weights.preprocess, class_names=weights.class_names)
+    spec = Spec(
+        model=weights.model,
+        preprocess=weights.preprocess,
+        class_names=weights.class_names,
+        loss=weights.loss,
+    )
     used = dataclasses.asdict(weights.preprocess)
     data = (
         dataclasses.replace(weights.config.data, **used)
@@ -125,7 +134,7 @@ def save(
     another GELU or epsilon.
     """
     spec = loaded.spec
-    beside = {"preprocess": spec.preprocess, "class_names": spec.class_names}
+    beside = {"preprocess": spec.preprocess, "class_names": spec.class_names, "loss": spec.loss}
     write(path, loaded.params, spec.model, dialect=dialect, numerics=numerics, **beside)
 
 
@@ -139,11 +148,14 @@ def _checked(images: Iterable[Image.Image]) -> Iterator[Image.Image]:
 
 
 def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), BATCH_SIZE):
-        yield rows[start : start + BATCH_SIZE]
+    for start in range(0, len(rows), SIZES[-1]):
+        yield rows[start : start + SIZES[-1]]
 
 
 @jax.jit(static_argnums=(0, 1))
-def _probabilities(model: nn.Module, spec: Spec, params: Any, image_bhwc: jax.Array) -> jax.Array:
+def _probabilities(
+    model: nn.Module, spec: Spec, params: Any, image_bhwc: jax.Array, temperature: jax.Array
+) -> jax.Array:
     logits_bc: Any = model.apply({"params": params}, normalise(image_bhwc, spec.preprocess))
-    return jax.nn.softmax(logits_bc)
+    of_loss = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[spec.loss]
+    return of_loss(logits_bc / temperature)

@@ -1,7 +1,6 @@
 """Every configuration field with type, default, meaning, bounds and roles: one frozen dataclass a section.
 
-Imports neither jax nor flax. A section's `__post_init__` checks the bounds of its fields, then what must hold
-between fields.
+Imports neither jax nor flax. `__post_init__` checks bounds, then what must hold between fields.
 """
 
 import dataclasses
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 from vit_jax.fields import at_least, check, fail, field, rate, section, share, with_role
 
+LossName = Literal["softmax", "sigmoid"]
 # Roles of a field that says how a model is trained or used, not what it is.
 TRAINING: Any = {"in_file": False, "may_differ": True}
 ALIKE, NO_TEACHER = "1 trains all layers alike", "unset loss.teacher for none"
@@ -245,7 +245,7 @@ class Optim:
 class Loss:
     """What training minimises, and how it mixes the images of a batch on the devices."""
 
-    name: Literal["softmax", "sigmoid"] = field("softmax", "cross-entropy, or one binary one a class, summed")
+    name: LossName = field("softmax", "cross-entropy, or one binary one a class, summed")
     label_smoothing: float = rate("share of a label spread over all classes")
     mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: none", least=0)
     cutmix: float = field(
@@ -294,8 +294,9 @@ class Config:
 
     seed: int = field(0, "decides every random choice: parameters, order, augmentation, dropout", least=0)
     init: str = field("", "weights to start from: run, file, address or published name; empty: fresh")
-    init_posemb: Literal["official", "bilinear", "bicubic", "bicubic_antialias"] = field(
-        "official", "how positions of init are resized; official: align-corners bilinear"
+    init_posemb: Literal["auto", "official", "bilinear", "bicubic", "bicubic_antialias"] = field(
+        "auto",
+        "how positions of init are resized; auto: as its family does; official: align-corners bilinear",
     )
     device: Literal["any", "cpu", "gpu", "tpu"] = field("any", "what to run on; any: the fastest available")
     fsdp: int = field(1, "devices that split parameters and optimizer state", least=1)
@@ -316,3 +317,4 @@ class Spec:
     model: Model = section(Model)
     preprocess: Preprocess = section(Preprocess)
     class_names: tuple[str, ...] = field((), "one name a class; empty: unknown")
+    loss: LossName = field("softmax", "what turns logits into confidences")

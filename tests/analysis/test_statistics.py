@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 
 from vit_jax.analysis import calibration, predictions, statistics
 from vit_jax.data import sources
@@ -55,10 +57,27 @@ def test_the_temperature_is_recovered(temperature):
     logits, labels = drawn(40_000, temperature, 0)
     # Three standard errors of a maximum likelihood estimate from 40,000 examples.
     assert calibration.fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.03)
-    p = calibration.softmax(logits)
-    np.testing.assert_allclose(
-        calibration.tempered(p, temperature), calibration.softmax(logits / temperature), atol=1e-9
-    )
+
+
+def test_the_temperature_of_sigmoids_has_the_least_binary_cross_entropy():
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(500, 4)) * 3 - 1, rng.integers(0, 4, 500)
+    logits[np.arange(500), labels] += 3
+    signs = np.where(np.arange(4) == labels[:, None], 1, -1)
+    loss = lambda t: -scipy.special.log_expit(signs * logits / t).sum()
+    wanted = scipy.optimize.minimize_scalar(loss, bounds=(0.1, 20), method="bounded", options={"xatol": 1e-9})
+    # Bounded search finds where a parabola is flat: half the digits of a float64.
+    assert calibration.fit_temperature(logits, labels, loss="sigmoid") == pytest.approx(wanted.x, rel=1e-6)
+
+
+def test_confidences_are_those_of_the_loss():
+    logits = np.array([[2.0, 1.0, -30.0], [-800.0, 900.0, 0.0]])
+    labels = np.array([0, 1], np.int32)
+    wanted = {"softmax": scipy.special.softmax(logits, axis=1), "sigmoid": scipy.special.expit(logits)}
+    for loss, of in wanted.items():
+        np.testing.assert_allclose(calibration.CONFIDENCE[loss](logits), of, rtol=0, atol=1e-15)
+        found = predictions.collect([(labels, logits.astype(np.float32))], keep_logits=False, loss=loss)
+        np.testing.assert_allclose(found.confidence, of[[0, 1], [0, 1]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.99])

@@ -36,28 +36,28 @@ class Calibration:
         return 1 - probability_nc <= score
 
 
-def fit(logits_nc: np.ndarray, label_n: np.ndarray) -> Calibration:
+def fit(logits_nc: np.ndarray, label_n: np.ndarray, *, loss: str = "softmax") -> Calibration:
     """Temperature by maximum likelihood (arXiv:1706.04599 section 4.2), then split-conformal quantiles.
 
     The quantile for coverage q is the ceil((n + 1) q)-th smallest score, or 1, the set of all classes, where
     n is too small for it (arXiv:2107.07511 section 1).
     """
-    temperature = fit_temperature(logits_nc, label_n)
-    p_n = np.take_along_axis(softmax(logits_nc / temperature), label_n[:, None], axis=1)[:, 0]
+    temperature = fit_temperature(logits_nc, label_n, loss=loss)
+    p_n = np.take_along_axis(CONFIDENCE[loss](logits_nc / temperature), label_n[:, None], axis=1)[:, 0]
     ordered_n, n = np.sort(1 - p_n), len(label_n)
     ranks = [math.ceil((n + 1) * k / LEVELS - 1e-9) for k in range(1, LEVELS + 1)]
     scores = tuple(float(ordered_n[r - 1]) if r <= n else 1.0 for r in ranks)
     return Calibration(temperature, scores, n)
 
 
-def fit_temperature(logits_nc: np.ndarray, label_n: np.ndarray) -> float:
-    """The T that minimises the mean of -log softmax(z / T)[label].
+def fit_temperature(logits_nc: np.ndarray, label_n: np.ndarray, *, loss: str = "softmax") -> float:
+    """The T that minimises the mean of -log softmax(z / T)[label], or of the sum of binary cross-entropies.
 
-    Convex in 1/T: its derivative, mean(E_p[z] - z[label]), is brought to 0 by bisection.
+    Convex in 1/T: the derivative of both, mean(sum(p z) - z[label]), is brought to 0 by bisection.
     """
     z_nc = np.asarray(logits_nc, np.float64)
     z_n = np.take_along_axis(z_nc, label_n[:, None], axis=1)[:, 0]
-    slope = lambda inverse: float(((softmax(z_nc * inverse) * z_nc).sum(axis=1) - z_n).mean())
+    slope = lambda inverse: float(((CONFIDENCE[loss](z_nc * inverse) * z_nc).sum(axis=1) - z_n).mean())
     low, high = 1 / MOST, MOST
     for _ in range(60):
         middle = math.sqrt(low * high)
@@ -65,16 +65,18 @@ def fit_temperature(logits_nc: np.ndarray, label_n: np.ndarray) -> float:
     return 1 / math.sqrt(low * high)
 
 
-def tempered(probability_nc: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(z / T) from softmax(z): p^(1/T), normalised."""
-    tiny = np.finfo(np.float32).tiny
-    return softmax(np.log(np.maximum(probability_nc.astype(np.float64), tiny)) / temperature)
-
-
 def softmax(z_nc: np.ndarray) -> np.ndarray:
     """Of each row."""
     e_nc = np.exp(z_nc - z_nc.max(axis=1, keepdims=True))
     return e_nc / e_nc.sum(axis=1, keepdims=True)
+
+
+def sigmoid(z_nc: np.ndarray) -> np.ndarray:
+    """Of each number, without overflow."""
+    return 0.5 * (1 + np.tanh(z_nc / 2))
+
+
+CONFIDENCE = {"softmax": softmax, "sigmoid": sigmoid}  # by the loss of the training
 
 
 def path_of(ref: str | Path) -> Path:

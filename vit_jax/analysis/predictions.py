@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.analysis.calibration import softmax
+from vit_jax.analysis.calibration import CONFIDENCE
 from vit_jax.errors import UserError
 
 
@@ -23,22 +23,24 @@ class Predictions(NamedTuple):
     images_per_s: float  # after the first batch, which compiles; 0 if there is no second one
 
 
-def collect(batches: Iterable[tuple[np.ndarray, np.ndarray]], *, keep_logits: bool) -> Predictions:
-    """Of (labels [b], float32 logits [b, c]). Raises UserError for bad labels."""
+def collect(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]], *, keep_logits: bool, loss: str = "softmax"
+) -> Predictions:
+    """Of (labels [b], float32 logits [b, c]), with confidences by `loss`. Raises UserError for bad labels."""
     rows: list[tuple[np.ndarray, ...]] = []
     kept: list[np.ndarray] = []
     start, timed = 0.0, 0
     for label_b, logits_bc in batches:
-        rows.append(_rows(logits_bc, label_b))
+        rows.append(_rows(logits_bc, label_b, loss))
         if keep_logits:
             kept.append(logits_bc)
         timed += len(logits_bc) if start else 0
         start = start or time.perf_counter()
     spent = time.perf_counter() - start
-    label, predicted, confidence, rank, loss = (np.concatenate(c) for c in zip(*rows, strict=True))
+    label, predicted, confidence, rank, losses = (np.concatenate(c) for c in zip(*rows, strict=True))
     rate = timed / spent if timed else 0.0
     logits = np.concatenate(kept) if keep_logits else None
-    return Predictions(label, predicted, confidence, rank, loss, logits, rate)
+    return Predictions(label, predicted, confidence, rank, losses, logits, rate)
 
 
 def metrics(found: Predictions) -> dict[str, float]:
@@ -71,13 +73,13 @@ def load(path: Path) -> Predictions | None:
     return Predictions(**{"logits": None, "images_per_s": 0.0, **columns})
 
 
-def _rows(logits_bc: np.ndarray, label_b: np.ndarray) -> tuple[np.ndarray, ...]:
+def _rows(logits_bc: np.ndarray, label_b: np.ndarray, loss: str) -> tuple[np.ndarray, ...]:
     classes = logits_bc.shape[1]
     if label_b.max(initial=0) >= classes:
         raise UserError(
             f"the data has label {label_b.max()}, the model {classes} classes: give data of its own"
         )
-    p_bc = softmax(logits_bc.astype(np.float64))
+    p_bc = CONFIDENCE[loss](logits_bc.astype(np.float64))
     predicted_b = logits_bc.argmax(axis=1).astype(np.int32)
     at = np.arange(len(label_b))
     rank_b = (logits_bc >= logits_bc[at, label_b][:, None]).sum(axis=1) - 1

@@ -1,6 +1,7 @@
 """What commands share: the shape of --help, one line for a user's mistake, a traceback for ours, pictures."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -62,6 +63,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     """Exit code of `main`; 2 after a UserError, whose message goes to stderr. Ctrl-C exits with 130."""
     if sys.stdout is None:  # closed by the parent process
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where it is ignored, as after nohup
         signal.signal(signal.SIGINT, _interrupted)

@@ -40,7 +40,7 @@ def main() -> None:
     wish = Wish(image_size=args.image_size, classes=args.classes, heads=args.heads, headless=True)
     weights = read(args.ref, wish)
     print(weights.report, file=sys.stderr)
-    beside = {"preprocess": weights.preprocess, "class_names": weights.class_names}
+    beside = {"preprocess": weights.preprocess, "class_names": weights.class_names, "loss": weights.loss}
     write(args.out, weights.params, weights.model, dialect=args.dialect, numerics=args.numerics, **beside)
     print(f"wrote {args.out} ({args.dialect})")
 

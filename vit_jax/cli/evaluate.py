@@ -42,7 +42,7 @@ def main() -> None:
 
     from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
 
-    found, names, data = _run(args.ref, rest, args.batch_size, None, keep_logits=args.calibrate)
+    found, names, data, loss = _run(args.ref, rest, args.batch_size, None, keep_logits=args.calibrate)
     facts = _facts(found, names)
     if args.compare:
         other = predictions.load(Path(args.compare))
@@ -50,7 +50,7 @@ def main() -> None:
             other = _run(args.compare, rest, args.batch_size, data, keep_logits=False)[0]
         facts["compare"] = _compare(found, other, args.compare)
     if args.calibrate and found.logits is not None:
-        fitted = calibration.fit(found.logits, found.label)
+        fitted = calibration.fit(found.logits, found.label, loss=loss)
         where = calibration.save(args.ref, fitted)
         facts["calibration"] = {"temperature": fitted.temperature, "file": str(where)}
     if args.save:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: bool) -> Any:
-    """(predictions, class names, data section) of a reference on `data`, or on what it was trained with."""
+    """(predictions, class names, data section, loss) of a reference on `data`, or on its own data."""
     import vit_jax
     from vit_jax.analysis import predictions
     from vit_jax.data import sources
@@ -79,9 +79,9 @@ def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: 
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}
     logits = walk(forward, loaded.params, source, data, **seen)
-    found = predictions.collect(logits, keep_logits=keep_logits)
+    found = predictions.collect(logits, keep_logits=keep_logits, loss=loaded.spec.loss)
     names = loaded.spec.class_names or tuple(source.class_names)
-    return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data
+    return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data, loaded.spec.loss
 
 
 def _check_classes(data: Sequence[str], model: Sequence[str], classes: int) -> None:

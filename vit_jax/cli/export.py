@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.export augreg/B_16-384 b16.stablehlo --platforms cpu,cuda
 
 The file takes uint8 images [batch, height, width, channels], resized and cropped as `info` says, and gives
-float32 logits. To run it, jax alone is needed:
+float32 logits; what makes confidences of them, softmax or sigmoid, is told by --json. jax alone runs it:
   exported = jax.export.deserialize(open("b16.stablehlo", "rb").read())
   logits = exported.call(images)
 """
@@ -58,7 +58,12 @@ def main() -> None:
     if gap is not None and not gap <= ATOL:
         args.out.unlink()
         raise UserError(f"the exported file differs by {gap:.1e} from the model: it was removed; report this")
-    facts = {"file": str(args.out), "bytes": args.out.stat().st_size, "largest_difference": gap}
+    facts = {
+        "loss": spec.loss,
+        "file": str(args.out),
+        "bytes": args.out.stat().st_size,
+        "largest_difference": gap,
+    }
     checked = f"differs by at most {gap:.1e}" if gap is not None else "is not for this machine: not compared"
     print(json.dumps(facts) if args.json else f"wrote {args.out} ({facts['bytes']:,} bytes); it {checked}")
 

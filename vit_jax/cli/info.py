@@ -35,6 +35,7 @@ def main() -> None:
         "model": dataclasses.asdict(weights.model),
         "preprocess": dataclasses.asdict(weights.preprocess),
         "class_names": list(weights.class_names),
+        "loss": weights.loss,
         "training": dataclasses.asdict(weights.config) if weights.config else None,
         "result": _result(Path(args.ref)),
         "published_top1": known.top1 if known else None,
@@ -61,6 +62,7 @@ def text(facts: dict[str, Any]) -> str:
         "preprocessing": f"{seen['resize']}, {seen['filter']}, crop {seen['crop_fraction']:g}, mean "
         f"{seen['mean']}, std {seen['std']}",
         "classes": f"{model['classes'] or 'no head'}{': ' if names else ''}{shown}",
+        "confidences": "softmax" if facts["loss"] == "softmax" else "a sigmoid of each class",
     }
     if facts["training"]:
         t = facts["training"]

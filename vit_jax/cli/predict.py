@@ -55,9 +55,7 @@ def main() -> None:
     loaded = vit_jax.load(args.ref)
     panels: list[tuple[Image.Image, str]] = []
     while batch:
-        p_nc = loaded.probabilities(images)
-        if fitted:
-            p_nc = calibration.tempered(p_nc, fitted.temperature)
+        p_nc = loaded.probabilities(images, temperature=fitted.temperature if fitted else 1.0)
         for i, path in enumerate(batch):
             row = _row(loaded, path, p_nc[i], args.top)
             if args.coverage is not None and fitted:

@@ -133,7 +133,7 @@ def cifar(cfg: Data, train: bool) -> InMemory:
         raise UserError(f"{files[0].parent}/{pattern} is cut short: copy it again")
     rows = data.reshape(-1, record)
     images = rows[:, -CIFAR_PIXELS:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    names = tuple(names_file.read_text().split())
+    names = tuple(names_file.read_text(encoding="utf-8").split())
     labels, paths = rows[:, -CIFAR_PIXELS - 1].astype(np.int32), tuple(map(str, [*files, names_file]))
     return InMemory(f"{cfg.dir} {pattern}", names, images, labels, paths)
 
@@ -146,7 +146,11 @@ def _split(cfg: Data, have: list[str], *, train: bool) -> str:
 
 def _want_random_access(name: str, prepared: Path) -> None:
     info = prepared / "dataset_info.json"
-    stored = json.loads(info.read_text()).get("fileFormat", "tfrecord") if info.is_file() else "tfrecord"
+    stored = (
+        json.loads(info.read_text(encoding="utf-8")).get("fileFormat", "tfrecord")
+        if info.is_file()
+        else "tfrecord"
+    )
     if stored in ("array_record", "parquet"):
         return
     raise UserError(

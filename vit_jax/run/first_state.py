@@ -36,13 +36,15 @@ def read_init(setup: Setup) -> Weights:
     wish = Wish(
         image_size=model.image_size,
         classes=model.classes,
-        posemb_method=cfg.init_posemb,
+        posemb_method=_posemb(cfg),
         keep_pre_logits=bool(model.pre_logits),
     )
     weights = read(cfg.init, wish)
     wanted, got = dataclasses.asdict(model), dataclasses.asdict(weights.model)
     differing = [k for k in wanted if k not in FREE and wanted[k] != got[k]]
     differing += ["pre_logits"] if wanted["pre_logits"] != got["pre_logits"] else []
+    # Its value begins a training; whether there is one makes another model.
+    differing += ["layer_scale"] if bool(wanted["layer_scale"]) != bool(got["layer_scale"]) else []
     other = [f"model.{k}={wanted[k]!r} (it has {got[k]!r})" for k in differing]
     if weights.preprocess.channels != channels:
         other.append(f"data.channels={channels} (it has {weights.preprocess.channels})")
@@ -57,7 +59,11 @@ def read_teacher(cfg: Config) -> Weights | None:
     """The weights that `loss.teacher` names, for images of the run's size. Raises UserError."""
     if not cfg.loss.teacher:
         return None
-    return read(cfg.loss.teacher, Wish(image_size=cfg.model.image_size, posemb_method=cfg.init_posemb))
+    return read(cfg.loss.teacher, Wish(image_size=cfg.model.image_size, posemb_method=_posemb(cfg)))
+
+
+def _posemb(cfg: Config) -> str | None:
+    return None if cfg.init_posemb == "auto" else cfg.init_posemb
 
 
 def trees(setup: Setup, state: State) -> dict[str, Any]:
@@ -89,10 +95,14 @@ def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[S
         return setup.init(), {}
     weights = weights or read_init(setup)
     notices.append(str(weights.report))
-    if (weights.preprocess.mean, weights.preprocess.std) != (spec.preprocess.mean, spec.preprocess.std):
-        notices.append(
-            f"note: init was trained with mean {weights.preprocess.mean}, std {weights.preprocess.std}"
-        )
+    was, now = dataclasses.asdict(weights.preprocess), dataclasses.asdict(spec.preprocess)
+    other = " ".join(
+        f"--config.data.{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}"
+        for name, v in was.items()
+        if v != now[name]
+    )
+    if other:
+        notices.append(f"note: init saw its images otherwise, as with {other}")
     return setup.adopt(weights.params), {}
 
 

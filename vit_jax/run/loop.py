@@ -67,7 +67,7 @@ def run(
         setup = set_up(cfg, mesh, data, teacher)
         data = _cached(data, setup)
         teacher_params = teacher and jax.device_put(teacher.params, meshes.shardings(teacher.params, mesh))
-        folder.claim(cfg, accept_change=accept_change)
+        folder.make(cfg, accept_change=accept_change)
         stack.enter_context(folder.alone())
         done = orbax.steps_in(folder.checkpoints)
         weights = first_state.read_init(setup) if cfg.init and not done else None
@@ -75,6 +75,7 @@ def run(
             setup.compile_ahead(fresh=not (cfg.init or done))
             orbax.compile_digests(first_state.trees(setup, setup.forms.stored))
             compiled(workdir)
+        folder.claim(cfg)  # not before all that can be refused: a corrected command would be another config's
         checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
         best = Best(folder.best)
         state, metrics = first_state.begin(checkpoints, setup, weights)

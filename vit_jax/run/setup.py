@@ -139,6 +139,7 @@ def describe(cfg: Config, source: Source) -> Spec:
         model=dataclasses.replace(cfg.model, classes=classes),
         preprocess=preprocess_of(cfg.data),
         class_names=source.class_names,
+        loss=cfg.loss.name,
     )
 
 

@@ -67,7 +67,7 @@ class Log(Sink):
     """The lines of the console, in a file."""
 
     def __init__(self, path: Path, *, steps: int) -> None:
-        self._file, self._steps = path.open("a", buffering=1), steps
+        self._file, self._steps = path.open("a", buffering=1, encoding="utf-8"), steps
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One line, of training's values."""

@@ -47,7 +47,7 @@ def run(
             return outcome.signal
     rows = ranked([_row(point, workdir) for point, _ in points])
     write(rows, workdir)
-    print((workdir / "sweep.md").read_text(), flush=True)
+    print((workdir / "sweep.md").read_text(encoding="utf-8"), flush=True)
     return None
 
 
@@ -63,13 +63,13 @@ def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]], workdir: Path) -> None:
     """sweep.csv, sweep.md and sweep.png of ranked rows."""
-    with (workdir / "sweep.csv").open("w", newline="") as f:
+    with (workdir / "sweep.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list[str](COLUMNS))
         writer.writeheader()
         writer.writerows(rows)
     head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     body = [f"| {' | '.join(_cell(row[c]) for c in COLUMNS)} |" for row in rows]
-    (workdir / "sweep.md").write_text("\n".join([*head, *body]) + "\n")
+    (workdir / "sweep.md").write_text("\n".join([*head, *body]) + "\n", encoding="utf-8")
     _plot(rows, workdir / "sweep.png")
 
 

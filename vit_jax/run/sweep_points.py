@@ -37,7 +37,7 @@ def _lines(text: str) -> list[str]:
     if "=" in text:
         return [text]
     try:
-        return [line.strip() for line in Path(text).read_text().splitlines() if line.strip()]
+        return [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as e:
         raise UserError(f"--sweep={text} is neither config.field=value,value nor a file of such lines") from e
 

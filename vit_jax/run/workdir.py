@@ -31,26 +31,35 @@ class Workdir:
         self.tensorboard = path / "tensorboard"
         self.curves = path / "curves.png"
 
-    def claim(self, cfg: Config, *, accept_change: bool) -> None:
-        """Make the folder, and keep `cfg` in it. Raises UserError if it is another config's or read-only."""
+    def make(self, cfg: Config, *, accept_change: bool) -> None:
+        """Make the folder. Raises UserError if it is another config's or cannot be made."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             changes = differences(self._config(), cfg) if self.config.exists() else []
-            if changes and not accept_change:
-                raise UserError(
-                    f"{self.path} holds a run of another config ({'; '.join(changes)}): "
-                    "use another --workdir, or continue it anyway with --config_change=accept"
-                )
-            if jax.process_index() == 0:
-                part = self.config.with_suffix(".tmp")
-                part.write_text(json.dumps(to_dict(cfg), indent=1))
-                part.replace(self.config)
         except OSError as e:
-            raise UserError(f"cannot write to --workdir={self.path}: {e.strerror}") from e
+            raise self._not_writable(e) from e
         except ValueError as e:
             raise UserError(
                 f"{self.config} cannot be read ({e}): remove it, and the same command continues"
             ) from e
+        if changes and not accept_change:
+            raise UserError(
+                f"{self.path} holds a run of another config ({'; '.join(changes)}): "
+                "use another --workdir, or continue it anyway with --config_change=accept"
+            )
+
+    def claim(self, cfg: Config) -> None:
+        """Keep `cfg` in the folder, which then refuses others. Raises UserError if it is read-only."""
+        if jax.process_index() == 0:
+            try:
+                part = self.config.with_suffix(".tmp")
+                part.write_text(json.dumps(to_dict(cfg), indent=1), encoding="utf-8")
+                part.replace(self.config)
+            except OSError as e:
+                raise self._not_writable(e) from e
+
+    def _not_writable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write to --workdir={self.path}: {error.strerror}")
 
     @contextmanager
     def room(self) -> Iterator[None]:

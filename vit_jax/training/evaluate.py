@@ -37,6 +37,7 @@ class Evaluator:
             self._batch_size, self._spec.model.image_hw, self._spec.preprocess.channels, self._mesh
         )
         place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.everywhere(self._mesh))
+        self._zero.lower().compile()
         sums = jax.tree.map(place, jax.eval_shape(self._zero))
         return self._add.lower(sums, params, batch).compile()
 

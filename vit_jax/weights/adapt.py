@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.fields import fail
-from vit_jax.sections import Config, Model, Preprocess
+from vit_jax.sections import Config, LossName, Model, Preprocess
 from vit_jax.weights import posemb
 from vit_jax.weights.report import Note, Report
 
@@ -21,6 +21,7 @@ class Weights(NamedTuple):
     preprocess: Preprocess
     report: Report
     posemb_method: str = "official"  # how the family resizes positions
+    loss: LossName = "softmax"  # what turns logits into confidences
     config: Config | None = None  # that they were trained with, of a run of ours
 
 

@@ -56,7 +56,9 @@ def read(ref: str | Path, wish: Wish | None = None) -> Weights:
 
 def _from_step(step_dir: Path) -> Weights:
     record = orbax.read_record(step_dir)
-    spec = parse_spec(record["spec"])
+    cfg = parse_stored(record["config"])
+    # Runs of before do not have the loss in their spec.
+    spec = parse_spec({"loss": cfg.loss.name} | record["spec"])
     model, image_hw, channels = build.build(spec.model), spec.model.image_hw, spec.preprocess.channels
     shapes = jax.eval_shape(
         lambda: build.init(model, jax.random.key(0), image_hw=image_hw, channels=channels)
@@ -65,8 +67,7 @@ def _from_step(step_dir: Path) -> Weights:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     params = jax.device_get(orbax.read_trees(step_dir, record, params=like)["params"])
     report = _report(str(step_dir), "vit_jax", params, tuple(flatten_dict(params, sep="/")))
-    cfg = parse_stored(record["config"])
-    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, config=cfg)
+    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, loss=spec.loss, config=cfg)
 
 
 def _from_file(place: Place, wish: Wish) -> Weights:
@@ -90,7 +91,7 @@ def _from_file(place: Place, wish: Wish) -> Weights:
     names = told.class_names if len(told.class_names) == model.classes else ()
     names = names or published.class_names(place.published, model.classes)
     preprocess = _of_channels(told.preprocess or dialect.preprocess(model), channels)
-    return Weights(model, params, names, preprocess, report, dialect.posemb_method)
+    return Weights(model, params, names, preprocess, report, dialect.posemb_method, told.loss)
 
 
 def _report(source: str, dialect: str, params: dict[str, Any], loaded: tuple[str, ...]) -> Report:

@@ -25,14 +25,15 @@ def write(
     dialect: str,
     preprocess: Preprocess | None = None,
     class_names: tuple[str, ...] = (),
+    loss: str = "softmax",
     numerics: Literal["same", "theirs"] = "same",
 ) -> None:
     """Write nested `params` (numpy or jax arrays) of `model` as float32, whole or not at all.
 
     `path` ends in .npz or .safetensors, or is a folder of transformers that `dialect="huggingface"` makes,
-    with `preprocess` (the family's if None) and `class_names` in it. With `numerics="theirs"` a file is also
-    written where its readers will compute with another GELU or epsilon than `model`. Raises UserError if the
-    parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
+    with `preprocess` (the family's if None), `class_names` and `loss` in it. With `numerics="theirs"` a file
+    is also written where its readers will compute with another GELU or epsilon than `model`. Raises UserError
+    if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
     """
     path, flat = Path(path), flatten(params)
     families = [d for d in dialects.DIALECTS if d.name == dialect]
@@ -49,7 +50,7 @@ def write(
     if path.suffix not in FORMATS:
         if into.config is None:
             fail(f"{path} ends in neither .npz nor .safetensors, and {into.name} is not written as a folder")
-        config = hf_folder.config(model, class_names, into.config)
+        config = hf_folder.config(model, class_names, loss, into.config)
     arrays = into.arrays(flat, model)
     told = {name: getattr(model, name) for name in NUMERICS} if config else {}
     _check_told(arrays, model, into, told, set(NUMERICS) if numerics == "theirs" else set())

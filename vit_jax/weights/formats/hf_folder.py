@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
-from vit_jax.sections import Model, Preprocess
+from vit_jax.sections import LossName, Model, Preprocess
 
 Tree = dict[str, Any]
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
+MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid a class
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
 RESAMPLE = {"pil_bilinear": 2, "tf_bilinear": 2, "pil_bicubic": 3}
 
@@ -27,6 +28,7 @@ class Told(NamedTuple):
     image_hw: tuple[int, int] | None = None
     class_names: tuple[str, ...] = ()
     preprocess: Preprocess | None = None
+    loss: LossName = "softmax"
 
 
 def read(folder: Path) -> Told:
@@ -46,7 +48,8 @@ def read(folder: Path) -> Told:
     hw = (size, size) if isinstance(size, int) else tuple(size) if size else None
     path = folder / PREPROCESSOR
     preprocess = _preprocess(_json(path), path) if path.exists() else None
-    return Told(numerics, vision.get("num_attention_heads"), hw, names, preprocess)
+    loss = "sigmoid" if tree.get("problem_type") == MULTI_LABEL else "softmax"
+    return Told(numerics, vision.get("num_attention_heads"), hw, names, preprocess, loss)
 
 
 def write(folder: Path, config: Tree, preprocessor: Tree) -> None:
@@ -55,7 +58,9 @@ def write(folder: Path, config: Tree, preprocessor: Tree) -> None:
     _dump(folder / PREPROCESSOR, preprocessor)
 
 
-def config(model: Model, names: tuple[str, ...], family: Callable[[Model, Tree, Tree], Tree]) -> Tree:
+def config(
+    model: Model, names: tuple[str, ...], loss: str, family: Callable[[Model, Tree, Tree], Tree]
+) -> Tree:
     """transformers' config of `model`, as its family arranges it. Raises UserError if it cannot tell all."""
     side = model.image_hw[0]
     if model.image_hw != (side, side):
@@ -75,6 +80,8 @@ def config(model: Model, names: tuple[str, ...], family: Callable[[Model, Tree, 
     if model.classes:
         head["id2label"] = {str(i): name for i, name in enumerate(labels)}
         head["label2id"] = {name: i for i, name in enumerate(labels)}
+    if loss == "sigmoid":
+        head["problem_type"] = MULTI_LABEL
     return family(model, body, head)
 
 
@@ -149,7 +156,7 @@ def _class_names(tree: Tree) -> tuple[str, ...]:
 
 def _json(path: Path) -> Tree:
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror}: give a folder of config.json and {WEIGHTS}")
     except ValueError as error:

@@ -1,0 +1,154 @@
+"""What users of a trained model met: right confidences, positions and refusals from the first command on."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import torch_reference
+from paths import GOLDEN, ROOT
+from PIL import Image
+from tiny_run import tiny
+
+import vit_jax
+from vit_jax import config, loaded
+from vit_jax.data import sources
+from vit_jax.data.transforms import for_evaluation
+from vit_jax.errors import UserError
+from vit_jax.run import first_state
+from vit_jax.run.setup import set_up
+from vit_jax.training import mesh as meshes
+from vit_jax.training.step import normalise
+from vit_jax.weights.formats import orbax
+from vit_jax.weights.load import read
+from vit_jax.weights.save import write
+
+pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
+
+
+@pytest.fixture(scope="module")
+def sigmoid_run(tmp_path_factory, optax_dtypes, one_device):
+    fields = ("loss.name=sigmoid", "model.depth=1", "model.dropout=0", "model.head_bias=-2")
+    cfg = config.apply(tiny(steps=6, eval_every=6), [f"--config.{field}" for field in fields])
+    vit_jax.train(cfg, path := tmp_path_factory.mktemp("sigmoid"))
+    return path
+
+
+def logits_of(model, images):
+    seen = model.spec.preprocess
+    rows = np.stack([for_evaluation(image, seen, model.spec.model.image_hw) for image in images])
+    return np.asarray(model.model.apply({"params": model.params}, normalise(rows, seen)), np.float64)
+
+
+def test_a_sigmoid_model_answers_with_sigmoids_wherever_it_is_used(sigmoid_run, tmp_path, monkeypatch):
+    model = vit_jax.load(sigmoid_run)
+    assert model.spec.loss == "sigmoid"
+    images = [sources.digits(train=False).get(i)[0] for i in range(3)]
+    logits = logits_of(model, images)
+    # Float32 in another batch size: the last digits of numbers of order one.
+    np.testing.assert_allclose(model.probabilities(images), scipy.special.expit(logits), atol=1e-6)
+    np.testing.assert_allclose(
+        model.probabilities(images, temperature=2.0), scipy.special.expit(logits / 2), atol=1e-6
+    )
+    assert model.classify(images, top=1)[0][0].confidence < 0.5  # ten classes, and a bias of -2
+    record = orbax.read_record
+    monkeypatch.setattr(orbax, "read_record", lambda step: _of_before(record(step)))
+    assert vit_jax.load(sigmoid_run).spec.loss == "sigmoid"  # by its config: older specs do not say
+
+
+def _of_before(record):
+    return record | {"spec": {name: value for name, value in record["spec"].items() if name != "loss"}}
+
+
+def test_a_folder_of_transformers_says_that_its_classes_have_sigmoids(tmp_path):
+    model, params, _ = torch_reference.case("hf_vit")
+    for loss in ("sigmoid", "softmax"):
+        write(tmp_path / loss, params, model, dialect="huggingface", loss=loss)
+        assert read(tmp_path / loss).loss == loss
+    told = json.loads((tmp_path / "sigmoid" / "config.json").read_text())
+    assert told["problem_type"] == "multi_label_classification"
+
+
+def test_few_images_are_few_rows_and_answers_do_not_depend_on_how_many(sigmoid_run, monkeypatch):
+    model, rows = vit_jax.load(sigmoid_run), []
+    inner = loaded._probabilities
+    monkeypatch.setattr(loaded, "_probabilities", lambda *args: rows.append(len(args[3])) or inner(*args))
+    images = [Image.new("L", (8, 8), 3 * i) for i in range(73)]
+    alone = model.probabilities(images[:1])
+    some, many = model.probabilities(images[:8]), model.probabilities(images)
+    assert rows == [1, 8, 64, 64]
+    # Float32 sums in another order.
+    np.testing.assert_allclose(alone, many[:1], atol=1e-6)
+    np.testing.assert_allclose(some, many[:8], atol=1e-6)
+
+
+def fine_tuning(init, **model):
+    c = config.default()
+    c.init = str(init)
+    c.model.update(image_size=32, patch_size=8, width=48, depth=2, heads=3, mlp_width=96)
+    c.model.update(model)
+    c.data.update(name="digits", threads=0, augment="none", flip=False)
+    c.optim.update(name="sgd", lr=1e-6)
+    c.train.update(steps=1, batch_size=16)
+    return config.parse(c)
+
+
+def initial(cfg):
+    return first_state.read_init(set_up(cfg, meshes.make("cpu", 1), sources.open_splits(cfg.data)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "used"), [("auto", "bicubic_antialias"), ("official", "official"), ("bilinear", "bilinear")]
+)
+def test_positions_of_init_are_resized_as_its_family_does_unless_told(tmp_path, rule, used):
+    model, params, _ = torch_reference.case("timm_vit")
+    write(tmp_path / "w.safetensors", params, model, dialect="timm")
+    sizes = {
+        name: getattr(model, name) for name in ("patch_size", "width", "depth", "heads", "mlp_width", "gelu")
+    }
+    cfg = fine_tuning(tmp_path / "w.safetensors", **sizes, image_size=48)
+    weights = initial(dataclasses.replace(cfg, init_posemb=rule))
+    assert weights.report.resized[0].what.endswith(f"by {used}")
+
+
+def test_how_init_saw_its_images_is_told_as_flags(tmp_path):
+    cfg = fine_tuning(GOLDEN / "vit_token.npz")
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, resize="crop", mean=(0.1, 0.2, 0.3)))
+    vit_jax.train(cfg, tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert "note: init saw its images otherwise, as with" in log
+    (note,) = (line for line in log.splitlines() if line.startswith("note: init"))
+    flags = [word for word in note.split() if word.startswith("--config.")]
+    assert "--config.data.mean=0.5" in flags
+    assert read(GOLDEN / "vit_token.npz").preprocess == config.preprocess_of(config.apply(cfg, flags).data)
+
+
+def test_layer_scale_that_one_of_both_lacks_is_one_line_and_claims_nothing(tmp_path):
+    cfg = fine_tuning(GOLDEN / "vit_token.npz", layer_scale=0.1)
+    with pytest.raises(UserError, match=r"is another model than model.layer_scale=0.1 \(it has 0.0\)"):
+        vit_jax.train(cfg, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+    assert vit_jax.train(fine_tuning(GOLDEN / "vit_token.npz"), tmp_path / "run").step == 1
+
+
+def test_names_that_an_encoding_lacks_are_escaped(tmp_path):
+    model, params, _ = torch_reference.case("hf_vit")
+    names = tuple(f"été {i}" for i in range(model.classes))
+    write(tmp_path / "hf", params, model, dialect="huggingface", class_names=names)
+    Image.new("RGB", (40, 40)).save(tmp_path / "x.png")
+    for command in (["info", tmp_path / "hf"], ["predict", tmp_path / "hf", tmp_path / "x.png"]):
+        done = subprocess.run(
+            [sys.executable, "-m", f"vit_jax.cli.{command[0]}", *map(str, command[1:])],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONIOENCODING": "ascii", "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"\\xe9t\\xe9 " in done.stdout
+        assert jax.__name__.encode() not in done.stderr  # no traceback
