@@ -75,8 +75,10 @@ def test_confidences_are_those_of_the_loss():
     labels = np.array([0, 1], np.int32)
     wanted = {"softmax": scipy.special.softmax(logits, axis=1), "sigmoid": scipy.special.expit(logits)}
     for loss, of in wanted.items():
+        # Probabilities in float64, by other operations than scipy's: a few units in the last place of 1.
         np.testing.assert_allclose(calibration.CONFIDENCE[loss](logits), of, rtol=0, atol=1e-15)
         found = predictions.collect([(labels, logits.astype(np.float32))], keep_logits=False, loss=loss)
+        # Stored in float32.
         np.testing.assert_allclose(found.confidence, of[[0, 1], [0, 1]], rtol=1e-6)
 
 

@@ -58,7 +58,7 @@ def test_another_mpi_launcher_needs_mpi4py(environment, variables):
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
-    """What a Cloud TPU VM is told by its metadata server."""
+    """Stands in for the metadata server of a Cloud TPU VM."""
 
     attributes: dict[str, str]
 
@@ -115,7 +115,7 @@ def test_a_cloud_tpu_vm_is_told_by_its_metadata(environment, metadata, monkeypat
 
 
 def meet(numbers, processes, timeout_s):
-    """What each of the processes is told, in threads of their own."""
+    """The error message that each process gets, or None; each process is a thread."""
     address = f"127.0.0.1:{free_port()}"
 
     def one(number):

@@ -1,4 +1,4 @@
-"""Sinks from outside: what they are told, and that all are closed whatever happens."""
+"""A caller's own sinks get all values and lines of a run, and are closed even after an error."""
 
 import json
 import logging

@@ -1,6 +1,7 @@
 """Files out: every round trip, the name tables and the table of published files."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from vit_jax.errors import UserError
 from vit_jax.sections import MIXER_ONLY, Model
 from vit_jax.weights import dialects, layout, published
 from vit_jax.weights.dialects import official
-from vit_jax.weights.formats import npz
 from vit_jax.weights.load import read
 from vit_jax.weights.save import flatten, write
 
@@ -153,9 +153,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.npz"
     shutil.copy(GOLDEN / "vit_gap.npz", path)
     before = path.read_bytes()
-    monkeypatch.setattr(
-        npz.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     weights = read(path)
     with pytest.raises(UserError, match="No space left on device"):
         write(path, weights.params, weights.model, dialect="official")

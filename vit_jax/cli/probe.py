@@ -118,7 +118,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     poolings = args.pooling.split(",") if args.pooling else features.meaningful(cfg)
     layers = min(LAYERS, cfg.depth) if args.layers is None else args.layers
     columns = features.choose(cfg, layers=layers, poolings=poolings)
-    train, test = (sources.open_split(data, train=train) for train in (True, False))
+    train, test = sources.open_splits(data)
     if train.class_names != test.class_names:
         raise UserError("the train and the eval split have other classes: give splits of one data set")
     fewest = max(FEWEST, *args.neighbours)

@@ -63,7 +63,7 @@ def digits(*, train: bool) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class Absent(Source):
-    """The sizes of data, without it."""
+    """Stands in for data that is not on this machine: only its sizes are known."""
 
     examples: int
     class_names: tuple[str, ...]
@@ -74,11 +74,11 @@ class Absent(Source):
         return self.examples
 
     def get(self, index: int) -> tuple[Picture, int]:
-        """Raises BrokenExample."""
+        """Raises BrokenExample: there are no examples."""
         raise BrokenExample(f"example {index} is not here: the data was only planned for")
 
     def files(self) -> list[File]:
-        """None."""
+        """There are none."""
         return []
 
 

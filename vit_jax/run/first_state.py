@@ -43,7 +43,7 @@ def read_init(setup: Setup) -> Weights:
     wanted, got = dataclasses.asdict(model), dataclasses.asdict(weights.model)
     differing = [k for k in wanted if k not in FREE and wanted[k] != got[k]]
     differing += ["pre_logits"] if wanted["pre_logits"] != got["pre_logits"] else []
-    # Its value begins a training; whether there is one makes another model.
+    # Initial values may differ, but LayerScale on or off is another set of parameters.
     differing += ["layer_scale"] if bool(wanted["layer_scale"]) != bool(got["layer_scale"]) else []
     other = [f"model.{k}={wanted[k]!r} (it has {got[k]!r})" for k in differing]
     if weights.preprocess.channels != channels:

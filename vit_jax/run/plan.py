@@ -25,8 +25,6 @@ from vit_jax.weights.adapt import Weights
 
 GIB = 2**30
 BACKWARD = 3  # a training step's products over a forward pass's: one forward, two backward
-
-
 # "... HLO temporaries (48.19G) exceeds available HBM (15.75G)", "Used 30.1G of 15.75G hbm"
 REFUSED = re.compile(r"\(([\d.]+)G\) exceeds available HBM|Used ([\d.]+)G of")
 
@@ -86,8 +84,8 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
     with jax.set_mesh(mesh):
         setup = set_up(cfg, mesh, data, teacher)
         measured = measure(setup)
-        foretold = target is not None and not measured.refused
-        evaluation = setup.evaluate.compile(setup.forms.packed.params) if foretold else None
+        params = setup.forms.packed.params
+        evaluation = setup.evaluate.compile(params) if target and not measured.refused else None
     flops = flops_per_image(setup)
     estimate = _estimate(setup, measured, target, flops, evaluation) if target and evaluation else None
     fits = None if limit_bytes is None else not measured.refused and measured.memory_bytes <= limit_bytes
@@ -193,7 +191,7 @@ def show(plan: Plan) -> str:
         f"memory: {plan.memory_per_device_bytes / GIB:.3f} GiB a device, {limit}"
         + (f" ({held})" if held else ""),
         f"exchanged in a step: {'; '.join(exchanged) or 'nothing'}",
-        *([_foretold(Estimate(**plan.estimate))] if plan.estimate else []),
+        *([_estimate_line(Estimate(**plan.estimate))] if plan.estimate else []),
         f"compiled in {plan.compile_s:.0f} s",
         "split over devices:",
         *split,
@@ -206,7 +204,7 @@ def show(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _foretold(e: Estimate) -> str:
+def _estimate_line(e: Estimate) -> str:
     return (
         f"estimate of {e.target}'s compiler, not a measured time: {e.step_s * 1e3:,.1f} ms a step, "
         f"{e.images_per_s:,.0f} images/s, {e.share_of_peak:.0%} of the chips' peak, {e.hours:,.1f} hours of "

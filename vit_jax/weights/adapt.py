@@ -32,9 +32,7 @@ class Wish:
     image_size: int | tuple[int, int] | None = None  # positions are resized for it
     classes: int | None = None  # a head of another class count is replaced by zeros
     posemb_method: str | None = None  # None: as the family of the file resizes positions
-    keep_pre_logits: bool = (
-        True  # False: replacing a head drops the hidden layer before it, as fine-tuning does
-    )
+    keep_pre_logits: bool = True  # False: a replaced head takes the hidden layer before it along
     heads: int | None = None  # for torch files of a width that does not tell them
     headless: bool = False  # let a file without a head pass as it is
 

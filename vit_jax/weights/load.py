@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from vit_jax.config import parse_spec, parse_stored
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
-from vit_jax.models import build
 from vit_jax.sections import Model, Preprocess
 from vit_jax.weights import adapt, dialects, layout, published
 from vit_jax.weights.adapt import Weights, Wish
@@ -57,16 +56,14 @@ def read(ref: str | Path, wish: Wish | None = None) -> Weights:
 def _from_step(step_dir: Path) -> Weights:
     record = orbax.read_record(step_dir)
     cfg = parse_stored(record["config"])
-    # Runs of before do not have the loss in their spec.
+    # The specs of older runs do not have the loss.
     spec = parse_spec({"loss": cfg.loss.name} | record["spec"])
-    model, image_hw, channels = build.build(spec.model), spec.model.image_hw, spec.preprocess.channels
-    shapes = jax.eval_shape(
-        lambda: build.init(model, jax.random.key(0), image_hw=image_hw, channels=channels)
-    )
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    params = jax.device_get(orbax.read_trees(step_dir, record, params=like)["params"])
-    report = _report(str(step_dir), "vit_jax", params, tuple(flatten_dict(params, sep="/")))
+    shapes = layout.shapes(spec.model, channels=spec.preprocess.channels)
+    like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for name, shape in shapes.items()}
+    trees = orbax.read_trees(step_dir, record, params=unflatten_dict(like, sep="/"))
+    params = jax.device_get(trees["params"])
+    report = _report(str(step_dir), "vit_jax", params, tuple(like))
     return Weights(spec.model, params, spec.class_names, spec.preprocess, report, loss=spec.loss, config=cfg)
 
 

@@ -5,7 +5,6 @@ is ever unpickled. Writing is atomic.
 """
 
 import math
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
+from vit_jax.weights.formats.whole import replacing
 
 MOST_BYTES = 2**36  # 64 GiB: several times the largest ViT of the tables in float32
 # Trained numbers hardly compress; a head of zeros does, and is a small part of a file.
@@ -130,26 +130,17 @@ def is_bfloat16(dtype: np.dtype) -> bool:
 def write(
     path: Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
 ) -> None:
-    """Write an npz beside `path`, then rename it: there is a whole file or none. Raises UserError.
+    """Write an npz, whole or not at all. Raises UserError.
 
     The image size, which no array tells for sure, and the heads, where no array tells them, go into the zip's
     comment, that other readers pass over.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            told = f" heads={heads}" if heads else ""
-            archive.comment = (SIZE_COMMENT.format(*image_hw) + told).encode()
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                    np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        fail(f"{path} could not be written: {error.strerror}: choose a folder that exists and has room")
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        told = f" heads={heads}" if heads else ""
+        archive.comment = (SIZE_COMMENT.format(*image_hw) + told).encode()
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _diagnose(path: Path, error: Exception) -> str:

@@ -5,7 +5,6 @@ github.com/huggingface/safetensors.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from vit_jax.fields import fail
 from vit_jax.weights.formats.npz import Entry
+from vit_jax.weights.formats.whole import replacing
 
 MOST_HEADER = 10**8  # bytes, the limit of the format
 DTYPES: dict[str, Any] = {
@@ -108,16 +108,7 @@ def write(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # arrays begin at a multiple of eight
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                file.write(np.ascontiguousarray(arrays[name], "<f4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        fail(f"{path} could not be written: {error.strerror}: choose a folder that exists and has room")
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(np.ascontiguousarray(arrays[name], "<f4").tobytes())
