@@ -51,10 +51,13 @@ def start(config_file, workdir, *arguments):
 
 def read_until(process, pattern):
     """Read lines until one matches; an end before that is an error of the test."""
+    lines = []
     for line in process.stdout:
+        lines.append(line)
         if re.search(pattern, line):
             return line
-    raise AssertionError(f"{pattern!r} never came: {process.stderr.read()}")
+    errors = process.stderr.read() if process.stderr else ""  # else they are among the lines
+    raise AssertionError(f"{pattern!r} never came: {''.join(lines[-50:])}{errors}")
 
 
 def final_digests(workdir):

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import free_port, launch
-from tiny_run import read_until
+from tiny_run import read_until, tiny
 
 from vit_jax.errors import UserError
-from vit_jax.run import distributed, rendezvous
+from vit_jax.run import distributed, loop, rendezvous
+from vit_jax.run.setup import Setup
 
 KNOWN = ("SLURM_", "OMPI_", "PMI_", "TPU_", "MEGASCALE_", "KUBERNETES_", "JAX_COORDINATOR_PORT", "GCE_")
 SLURM = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
@@ -172,6 +173,25 @@ def test_a_port_that_is_taken_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"process 0 cannot listen on port {port} \(.*in use"):
             rendezvous.meet(f"127.0.0.1:{port}", 0, 2, 1)
+
+
+def test_processes_wait_for_each_other_after_compiling_and_before_the_first_collective(monkeypatch, tmp_path):
+    order = []
+    monkeypatch.setattr(Setup, "compile_ahead", lambda self, fresh: order.append("compile"))
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: order.append("wait"))
+
+    def first_collective(*args, **kwargs):
+        order.append("barrier of the checkpoints")
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(loop, "Checkpoints", first_collective)
+    with pytest.raises(UserError, match="that is enough"):
+        loop.run(tiny(), tmp_path)
+    assert order == ["compile", "wait", "barrier of the checkpoints"]
+
+
+def test_one_process_waits_for_nobody():
+    distributed.wait_for_all()
 
 
 # A TPU VM in all but its chips: jax looks for those before it asks the metadata server.

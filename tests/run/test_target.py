@@ -144,6 +144,27 @@ def test_a_plan_is_compiled_for_chips_that_are_not_here(name, chips):
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
+HOLDS_THE_COMPILER = """
+from vit_jax.run import target
+target.prepare()
+print(len(target.find("v5e-4").devices), flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the extra aot: pip install '.[aot]'")
+def test_plans_for_v5e_4_are_made_side_by_side():
+    """As libtpu itself lets one process load it, by a file that all processes of the machine share."""
+    command = [sys.executable, "-c", HOLDS_THE_COMPILER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, **pipes) as first:
+        assert first.stdout.readline() == "4\n"
+        with subprocess.Popen(command, **pipes) as second:
+            assert second.communicate("\n")[0] == "4\n"
+        first.communicate("\n")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the extra aot: pip install '.[aot]'")
 def test_a_program_that_is_too_large_is_told_with_what_helps():

@@ -1,5 +1,6 @@
 """Joining the other processes of a run, and stopping together with them."""
 
+import itertools
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.run import rendezvous
 
 HEARTBEAT_S = 60  # after which the others end, if one process is gone
+APART_S = 3600  # that processes may be apart after compiling
 JOIN_S = 300  # for all processes of a run to have started
 # Names of jax's cluster environments.
 CLUSTERS = {
@@ -25,6 +27,9 @@ CLUSTERS = {
     "mpi4py": "mpi4py",
     "K8sCluster": "Kubernetes",
 }
+
+
+_barriers = itertools.count()  # each barrier has a name of its own
 
 
 class Cluster(NamedTuple):
@@ -114,6 +119,19 @@ def _slice() -> int | None:
     """Which slice of a multislice TPU job this is, where the environment says so."""
     number = os.environ.get("MEGASCALE_SLICE_ID", "")
     return int(number) if number.isdigit() else None
+
+
+def wait_for_all() -> None:
+    """Barrier across processes that may be minutes apart, as after compiling.
+
+    To be called before their first collective: on CPUs that waits for the others 30 s, and fails. A process
+    that is gone ends this by its heartbeat.
+    """
+    from jax._src import distributed as joined  # not public; public barriers are collectives themselves
+
+    client = joined.global_state.client
+    if client is not None:
+        client.wait_at_barrier(f"vit_jax {next(_barriers)}", timeout_in_ms=APART_S * 1000)
 
 
 @contextmanager

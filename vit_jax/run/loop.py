@@ -75,6 +75,7 @@ def run(
             setup.compile_ahead(fresh=not (cfg.init or done))
             orbax.compile_digests(first_state.trees(setup, setup.forms.stored))
             compiled(workdir)
+        distributed.wait_for_all()
         folder.claim(cfg)  # not before all that can be refused: a corrected command would be another config's
         checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
         best = Best(folder.best)
