@@ -39,6 +39,25 @@ def one_device():
         yield mesh
 
 
+@pytest.fixture(scope="session")
+def bucket_server():
+    """One for all tests of this process: clients keep its address."""
+    import bucket
+
+    with bucket.serve() as server:
+        yield server
+
+
+@pytest.fixture
+def gs(bucket_server, monkeypatch):
+    """The server of a bucket, gs://bkt, which this process and those that it starts talk to."""
+    for name, value in bucket_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket_server.begin()
+    yield bucket_server
+    bucket_server.begin()
+
+
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
     """The file of the tiny config, in a folder of the module's own."""

@@ -1,6 +1,7 @@
 """`vit_jax.load`, what it returns (a model and all that is needed to use it), and `vit_jax.save`."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ class Loaded:
 
 
 def load(
-    ref: str | Path,
+    ref: str | os.PathLike[str],
     *,
     image_size: int | tuple[int, int] | None = None,
     classes: int | None = None,
@@ -122,7 +123,7 @@ def load(
 
 
 def save(
-    path: str | Path,
+    path: str | os.PathLike[str],
     loaded: Loaded,
     *,
     dialect: str,

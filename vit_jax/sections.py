@@ -170,12 +170,11 @@ class Data(Preprocess):
     """Where images come from and what training does to them on the host."""
 
     name: str = field("digits", "digits, folder, parquet, cifar, or the name of a prepared TFDS data set")
-    dir: str = field("", "folder of class folders, of parquet or CIFAR files, or TFDS data directory")
+    dir: str = field("", "folder of class folders, of parquet or CIFAR files, or TFDS data; also gs://")
+    stage_dir: str = field("", "where a TFDS data set of gs:// is copied to; empty: in the user's cache")
     train_split: str = field("train", "split to train on, e.g. train[:98%]")
     eval_split: str = field("", "split to evaluate on; empty: validation, val or test, whichever exists")
-    on_error: Literal["error", "skip"] = field(
-        "error", "unreadable example: stop, or give it weight 0 and log it"
-    )
+    on_error: Literal["error", "skip"] = field("error", "unreadable example: stop, or weigh it 0 and log it")
     augment: Literal["none", "pad", "inception"] = field(
         "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
     )
@@ -183,7 +182,7 @@ class Data(Preprocess):
     min_area: float = share(0.05, "smallest share of the image in an inception crop")
     flip: bool = field(True, "flip left-right at random in training")
     policy: Literal["none", "randaug", "three"] = field(
-        "none", "none, RandAugment (big_vision's), or 3-Augment of DeiT III: grey, solarize or blur"
+        "none", "none, big_vision's RandAugment, or 3-Augment"
     )
     randaug_layers: int = field(2, "operations on an image with policy=randaug", least=1)
     randaug_magnitude: int = field(10, "strength of policy=randaug; its authors' scale ends at 10", least=1)

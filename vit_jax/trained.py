@@ -1,11 +1,13 @@
 """`vit_jax.train`: a whole run from Python, and what it leaves."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
+from vit_jax import paths
 from vit_jax.data.source import Splits
 from vit_jax.loaded import Loaded, load
+from vit_jax.paths import Path
 from vit_jax.run import loop
 from vit_jax.run.report import Sink
 from vit_jax.sections import Config
@@ -24,7 +26,9 @@ class Run:
         return load(self.workdir)
 
 
-def train(cfg: Config, workdir: str | Path, *, data: Splits | None = None, sinks: Sequence[Sink] = ()) -> Run:
+def train(
+    cfg: Config, workdir: str | os.PathLike[str], *, data: Splits | None = None, sinks: Sequence[Sink] = ()
+) -> Run:
     """Train `cfg` in `workdir`, in this process, continuing what is there.
 
     `data` replaces the sources that `cfg.data` names. Each of `sinks` is told what the run measures and says,
@@ -32,5 +36,6 @@ def train(cfg: Config, workdir: str | Path, *, data: Splits | None = None, sinks
     continues it; signal handlers and loggers are left as they were. Raises UserError for
     what the user can mend.
     """
-    outcome = loop.run(cfg, Path(workdir), data=data, sinks=sinks)
-    return Run(Path(workdir), outcome.step, outcome.metrics)
+    folder = paths.of(workdir)
+    outcome = loop.run(cfg, folder, data=data, sinks=sinks)
+    return Run(folder, outcome.step, outcome.metrics)

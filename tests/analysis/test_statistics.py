@@ -113,7 +113,7 @@ def test_predictions_count_each_example_once_and_ties_against_the_model(tmp_path
     metrics = predictions.metrics(found)
     assert (metrics["examples"], metrics["top1"], metrics["top5"]) == (3, pytest.approx(1 / 3), 1.0)
     predictions.save(tmp_path / "p.npz", found)
-    assert predictions.load(tmp_path / "p.npz").rank.tolist() == [0, 1, 2]
+    assert predictions.load(str(tmp_path / "p.npz")).rank.tolist() == [0, 1, 2]
     bad = np.array([7, 0, 0, 0], np.int32)
     with pytest.raises(UserError, match="the data has label 7, the model 3 classes"):
         predictions.collect([(bad, logits)], keep_logits=False)

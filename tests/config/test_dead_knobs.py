@@ -111,6 +111,7 @@ IN_THE_RUN = {
 OBSERVED_ELSEWHERE = {
     "data.on_error": "test_skip_trains_on_without_broken_files_and_names_them",
     "data.cache_gib": "test_a_run_reads_its_files_once",
+    "data.stage_dir": "test_a_tfds_data_set_is_copied_once_and_gives_the_same_examples",
     "loss.teacher": "test_a_file_can_be_the_teacher",
 }
 TABLES = (IN_THE_STEP, IN_THE_BATCHES, IN_THE_LOADER, IN_THE_RUN, OBSERVED_ELSEWHERE)

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import prepared
 import pytest
 from image_files import encode, photo
-from PIL import Image
 
 from vit_jax.data import loader, sources
 from vit_jax.data.decode import BrokenExample
@@ -108,15 +108,7 @@ def test_cifar_binary_files_are_read(tmp_path: Path, fine: bool) -> None:
 
 
 def test_hugging_face_parquet_is_read(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    rows = [{"bytes": encode(photo()), "path": None}, None]
-    table = pa.table({"image": rows, "label": [1, 0]})
-    described = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
-    table = table.replace_schema_metadata({"huggingface": json.dumps(described)})
-    (tmp_path / "data").mkdir()
-    pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    prepared.parquet(tmp_path)
     cfg = Data(name="parquet", dir=str(tmp_path))
     source = sources.open_split(cfg, train=True)
     assert source.class_names == ("cat", "dog")
@@ -134,45 +126,7 @@ def test_hugging_face_parquet_is_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tfds_dir(tmp_path: Path) -> Path:
-    """Twelve grey images as a prepared TFDS data set in array_record form; record 5 of train is no image."""
-    from array_record.python import array_record_module
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    folder = tmp_path / "shapes" / "1.0.0"
-    folder.mkdir(parents=True)
-    splits = []
-    for split, count in (("train", 12), ("test", 4)):
-        writer = array_record_module.ArrayRecordWriter(
-            str(folder / f"shapes-{split}.array_record-00000-of-00001"), "group_size:1"
-        )
-        for i in range(count):
-            example = tf_example_pb2.Example()
-            image = encode(Image.new("L", (6, 5), 10 * i))
-            broken = split == "train" and i == 5
-            example.features.feature["image"].bytes_list.value.append(b"no image" if broken else image)
-            example.features.feature["label"].int64_list.value.append(i % 2)
-            writer.write(example.SerializeToString())
-        writer.close()
-        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        splits.append(
-            {"name": split, "shardLengths": [str(count)], "numBytes": "1000", "filepathTemplate": template}
-        )
-    module = "tensorflow_datasets.core.features"
-    features = {
-        "image": {
-            "pythonClassName": f"{module}.image_feature.Image",
-            "image": {"shape": {"dimensions": ["5", "6", "1"]}, "dtype": "uint8"},
-        },
-        "label": {
-            "pythonClassName": f"{module}.class_label_feature.ClassLabel",
-            "classLabel": {"numClasses": "2"},
-        },
-    }
-    tree = {"pythonClassName": f"{module}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
-    info = {"name": "shapes", "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
-    (folder / "features.json").write_text(json.dumps(tree))
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "label.labels.txt").write_text("even\nodd\n")
+    prepared.tfds(tmp_path)
     return tmp_path
 
 

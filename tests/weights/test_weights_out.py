@@ -145,7 +145,7 @@ def test_parameters_of_another_model_are_not_written(tmp_path):
         write(tmp_path / "w.npz", weights.params, other, dialect="official")
     with pytest.raises(UserError, match="dialect='tim' cannot be written"):
         write(tmp_path / "w.npz", weights.params, weights.model, dialect="tim")
-    with pytest.raises(UserError, match="could not be written"):
+    with pytest.raises(UserError, match=r"cannot write .*No such file or directory.*choose a folder"):
         write(tmp_path / "no" / "w.npz", weights.params, weights.model, dialect="official")
 
 

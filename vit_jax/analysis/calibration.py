@@ -6,11 +6,13 @@ Dims: n examples, c classes.
 import dataclasses
 import json
 import math
-from pathlib import Path
+import os
 
 import numpy as np
 
+from vit_jax import paths
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 FILE = "calibration.json"  # beside the run
 LEVELS = 1000  # coverages that are kept, in steps of a thousandth
@@ -79,28 +81,25 @@ def sigmoid(z_nc: np.ndarray) -> np.ndarray:
 CONFIDENCE = {"softmax": softmax, "sigmoid": sigmoid}  # by the loss of the training
 
 
-def path_of(ref: str | Path) -> Path:
+def path_of(ref: str | os.PathLike[str]) -> Path:
     """Where the calibration of a reference lies: in its folder, or beside its file."""
-    path = Path(ref)
+    path = paths.of(ref)
     return path / FILE if path.is_dir() else path.with_name(f"{path.name}.{FILE}")
 
 
-def save(ref: str | Path, calibration: Calibration) -> Path:
+def save(ref: str | os.PathLike[str], calibration: Calibration) -> Path:
     """Write it beside `ref`. Raises UserError if that is no place on this machine."""
-    path = path_of(ref)
     try:
-        path.write_text(json.dumps(dataclasses.asdict(calibration)) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}: calibrate a run or a file of yours"
-        ) from error
+        path = path_of(ref)
+        paths.write(path, json.dumps(dataclasses.asdict(calibration)) + "\n")
+    except UserError as error:
+        raise UserError(f"{error}: calibrate a run or a file of yours") from error
     return path
 
 
-def load(ref: str | Path) -> Calibration | None:
+def load(ref: str | os.PathLike[str]) -> Calibration | None:
     """The calibration beside `ref`, or None. Raises UserError for a broken one."""
-    path = path_of(ref)
-    if not path.is_file():
+    if paths.in_web(str(ref)) or not (path := path_of(ref)).is_file():
         return None
     try:
         tree = json.loads(path.read_text())

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vit_jax import paths
 from vit_jax.analysis.calibration import CONFIDENCE
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 
 class Predictions(NamedTuple):
@@ -53,20 +54,15 @@ def metrics(found: Predictions) -> dict[str, float]:
 def save(path: Path, found: Predictions) -> None:
     """An npz of one array a column. Raises UserError if it cannot be written."""
     columns: Any = {k: v for k, v in found._asdict().items() if isinstance(v, np.ndarray)}
-    try:
-        with path.open("wb") as file:
-            np.savez(file, **columns)
-    except OSError as error:
-        raise UserError(
-            f"cannot write --save {path}: {error.strerror}: choose a folder that exists"
-        ) from error
+    with paths.replacing(path) as file:
+        np.savez(file, **columns)
 
 
-def load(path: Path) -> Predictions | None:
-    """What `save` wrote, or None if `path` is no such file."""
-    if path.suffix != ".npz" or not path.is_file():
+def load(ref: str) -> Predictions | None:
+    """What `save` wrote, or None if `ref` is no such file."""
+    if paths.in_web(ref) or not ref.endswith(".npz") or not (path := paths.of(ref)).is_file():
         return None
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         if "predicted" not in file.files:
             return None
         columns: Any = {name: file[name] for name in Predictions._fields if name in file.files}

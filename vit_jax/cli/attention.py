@@ -1,13 +1,13 @@
 """Where a model looks: attention of the last layer, of every layer or rolled out, over the image."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vit_jax.cli.common import FIGURES, make_parser, nonempty_path, output_path, run_command, save_sheet
+from vit_jax.paths import Path
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.attention runs/b16 cat.jpg --out attention.png

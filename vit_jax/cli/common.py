@@ -3,14 +3,16 @@
 import argparse
 import io
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from vit_jax import paths
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +41,7 @@ def nonempty_path(text: str) -> Path:
     """A path of the command line. Raises UserError for an empty one, such as an unset variable of a shell."""
     if not text:
         raise UserError("a path on the command line is empty")
-    return Path(text)
+    return paths.of(text)
 
 
 def output_path(*endings: str) -> Callable[[str], Path]:
@@ -52,7 +54,7 @@ def output_path(*endings: str) -> Callable[[str], Path]:
         path = nonempty_path(text)
         if endings and path.suffix.lower() not in endings:
             raise UserError(f"cannot write {text}: want a name that ends in {', '.join(endings)}")
-        if not path.parent.is_dir():
+        if not paths.in_bucket(path) and not path.parent.is_dir():
             raise UserError(f"cannot write {text}: there is no folder {path.parent}")
         return path
 
@@ -62,7 +64,7 @@ def output_path(*endings: str) -> Callable[[str], Path]:
 def run_command(main: Callable[[], int | None]) -> int:
     """Exit code of `main`; 2 after a UserError, whose message goes to stderr. Ctrl-C exits with 130."""
     if sys.stdout is None:  # closed by the parent process
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+        sys.stdout = pathlib.Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
@@ -105,6 +107,7 @@ def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *
 def save_figure(figure: "Figure", path: Path, option: str) -> None:
     """Write to the file that `option` named. Raises UserError if it cannot be written."""
     try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot write {option} {path}: {e}") from e
+        with paths.replacing(path) as file:
+            figure.savefig(file, dpi=100, format=path.suffix.removeprefix("."))
+    except (UserError, ValueError) as e:
+        raise UserError(f"{option}: {e}") from e

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from vit_jax import config
 from vit_jax.cli.common import FIGURES, make_parser, output_path, run_command, save_figure
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.evaluate runs/quickstart
@@ -45,7 +45,7 @@ def main() -> None:
     found, names, data, loss = _run(args.ref, rest, args.batch_size, None, keep_logits=args.calibrate)
     facts = _facts(found, names)
     if args.compare:
-        other = predictions.load(Path(args.compare))
+        other = predictions.load(args.compare)
         if other is None:
             other = _run(args.compare, rest, args.batch_size, data, keep_logits=False)[0]
         facts["compare"] = _compare(found, other, args.compare)

@@ -1,9 +1,9 @@
 """Write a model as StableHLO with a free batch size, that jax.export runs anywhere without this package."""
 
 import json
-from pathlib import Path
 from typing import Any
 
+from vit_jax import paths
 from vit_jax.cli.common import make_parser, output_path, run_command
 from vit_jax.errors import UserError
 
@@ -52,8 +52,9 @@ def main() -> None:
         )
     except ValueError as error:
         raise UserError(f"--platforms={args.platforms}: {str(error).splitlines()[0]}") from error
-    _write(args.out, bytes(made.serialize()))
-    again = export.deserialize(bytearray(args.out.read_bytes()))
+    paths.write(args.out, bytes(made.serialize()))
+    written = args.out.read_bytes()
+    again = export.deserialize(bytearray(written))
     gap = max(_gap(again, jax.jit(logits), (size, *shape)) for size in BATCHES) if _runs_here(again) else None
     if gap is not None and not gap <= ATOL:
         args.out.unlink()
@@ -61,7 +62,7 @@ def main() -> None:
     facts = {
         "loss": spec.loss,
         "file": str(args.out),
-        "bytes": args.out.stat().st_size,
+        "bytes": len(written),
         "largest_difference": gap,
     }
     checked = f"differs by at most {gap:.1e}" if gap is not None else "is not for this machine: not compared"
@@ -80,16 +81,6 @@ def _gap(exported: Any, logits: Any, shape: tuple[int, ...]) -> float:
 
     image_bhwc = np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
     return float(np.abs(np.asarray(exported.call(image_bhwc)) - np.asarray(logits(image_bhwc))).max())
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}: choose a folder that exists") from error
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
+from vit_jax import paths
 from vit_jax.cli.common import make_parser, run_command
 
 EXAMPLES = """examples:
@@ -37,7 +37,7 @@ def main() -> None:
         "class_names": list(weights.class_names),
         "loss": weights.loss,
         "training": dataclasses.asdict(weights.config) if weights.config else None,
-        "result": _result(Path(args.ref)),
+        "result": _result(args.ref),
         "published_top1": known.top1 if known else None,
     }
     print(json.dumps(facts) if args.json else text(facts))
@@ -79,12 +79,11 @@ def text(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:14} {line}" for name, line in lines.items())
 
 
-def _result(run: Path) -> dict[str, Any] | None:
+def _result(ref: str) -> dict[str, Any] | None:
     """The last evaluation in a run's metrics."""
     from vit_jax.run.workdir import Workdir
 
-    path = Workdir(run).metrics
-    if not path.is_file():
+    if paths.in_web(ref) or not (path := Workdir(paths.of(ref)).metrics).is_file():
         return None
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return next((row for row in reversed(rows) if "eval/top1" in row), None)

@@ -4,13 +4,14 @@ import glob
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vit_jax import paths
 from vit_jax.cli.common import FIGURES, PANEL_PX, make_parser, output_path, run_command, save_sheet
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.predict runs/quickstart digit.png
@@ -78,11 +79,11 @@ def _expand(words: Iterable[str]) -> Iterator[Path]:
     from vit_jax.data.sources import IMAGE_SUFFIXES
 
     for word in words:
-        path = Path(word)
+        path = paths.of(word)
         if word == "-":
-            yield from (Path(line.strip()) for line in sys.stdin if line.strip())
+            yield from (paths.of(line.strip()) for line in sys.stdin if line.strip())
         elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = [path / name for name in paths.names_below(path) if name.lower().endswith(IMAGE_SUFFIXES)]
             if not found:
                 raise UserError(
                     f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}) in it: give another folder"
@@ -92,7 +93,7 @@ def _expand(words: Iterable[str]) -> Iterator[Path]:
             names = sorted(glob.glob(word, recursive=True))
             if not names:
                 raise UserError(f"{word} matches no file: check the pattern")
-            yield from map(Path, names)
+            yield from map(paths.of, names)
         else:
             yield path
 

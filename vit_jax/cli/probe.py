@@ -2,19 +2,21 @@
 
 import argparse
 import csv
+import io
 import itertools
 import json
+import pathlib
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit_jax import config
+from vit_jax import config, paths
 from vit_jax.cli.common import make_parser, nonempty_path, output_path, run_command
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.probe runs/quickstart
@@ -107,7 +109,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import features
     from vit_jax.data import sources
-    from vit_jax.weights.download import cache_dir
+    from vit_jax.staging import cache_dir
 
     loaded = vit_jax.load(args.ref, image_size=args.image_size, headless=True)
     cfg, data = loaded.spec.model, config.override_data(loaded.data, rest)
@@ -128,7 +130,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
             "hold some out"
         )
     every = tuple(dict.fromkeys([*columns, features.seen_by_head(cfg)]))
-    cache = features.Cache(args.cache or cache_dir() / "features")
+    cache = features.Cache(pathlib.Path(args.cache or cache_dir() / "features"))
     made = []
     for source, is_train in ((train, True), (test, False)):
         job = features.Job(cfg, config.preprocess_of(data), data, every, is_train, args.batch_size)
@@ -249,15 +251,13 @@ def text(facts: dict[str, Any]) -> str:
 
 def _write(path: Path, table: list[Row]) -> None:
     """The table as Markdown or CSV. Raises UserError."""
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            if path.suffix.lower() == ".csv":
-                csv.writer(file).writerows([HEADER, *table])
-            else:
-                lines = [HEADER, ("---",) * len(HEADER), *table]
-                file.writelines(f"| {' | '.join(line)} |\n" for line in lines)
-    except OSError as e:
-        raise UserError(f"cannot write --out {path}: {e.strerror}") from e
+    text = io.StringIO()
+    if path.suffix.lower() == ".csv":
+        csv.writer(text).writerows([HEADER, *table])
+    else:
+        lines = [HEADER, ("---",) * len(HEADER), *table]
+        text.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+    paths.write(path, text.getvalue())
 
 
 if __name__ == "__main__":

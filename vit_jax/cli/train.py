@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from vit_jax import config, fields, sections
+from vit_jax import config, fields, paths, sections
 from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
 from vit_jax.run import cpu, sweep_points
@@ -36,7 +36,7 @@ def main() -> int:
     _add_arguments(parser)
     args, rest = parser.parse_known_args()
     _check(args)
-    workdir = cast(Path, args.workdir)
+    workdir = cast(paths.Path, args.workdir)
     points = sweep_points.points(args.sweep)
     configs = [_config(args, [*rest, *point.arguments]) for point in points]
 

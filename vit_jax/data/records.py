@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import paths, staging
 from vit_jax.data.decode import BrokenExample, Encoded
-from vit_jax.data.source import File, InMemory, Source, below, list_files
+from vit_jax.data.source import InMemory, Source
 from vit_jax.errors import UserError
+from vit_jax.paths import File
 from vit_jax.sections import Data
 
 EVAL_SPLITS = ("validation", "val", "test")
@@ -49,7 +51,7 @@ class Tfds(Source):
 
     def files(self) -> list[File]:
         """Every file of the data set."""
-        return list_files(below(self.folder))
+        return paths.files_below(Path(self.folder).resolve())
 
 
 def tfds(cfg: Data, train: bool) -> Tfds:
@@ -65,9 +67,10 @@ def tfds(cfg: Data, train: bool) -> Tfds:
         builder: Any = tfds.builder(cfg.name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as e:
         raise _not_prepared(cfg.name, data_dir) from e
-    if not Path(builder.data_dir).is_dir():
+    prepared = paths.of(builder.data_dir)
+    if not prepared.is_dir():
         raise _not_prepared(cfg.name, data_dir)
-    _want_random_access(cfg.name, Path(builder.data_dir))
+    _want_random_access(cfg.name, prepared)
     splits: list[str] = list(builder.info.splits)
     split = _split(cfg, splits, train=train)
     if split.partition("[")[0] not in splits:
@@ -78,6 +81,8 @@ def tfds(cfg: Data, train: bool) -> Tfds:
             raise UserError(
                 f"{cfg.name} has no {kind.__name__} called {feature}: it has {', '.join(sorted(features))}"
             )
+    if not isinstance(prepared, Path):
+        builder = tfds.builder_from_directory(_staged(cfg, prepared, split.partition("[")[0]))
     try:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(split=split, deserialize_method=raw)
@@ -87,6 +92,19 @@ def tfds(cfg: Data, train: bool) -> Tfds:
     return Tfds(f"{cfg.name} {split}", names, records, str(builder.data_dir))
 
 
+def _staged(cfg: Data, prepared: paths.Path, split: str) -> Path:
+    """A copy on this machine of a data set in a bucket, without its other splits.
+
+    The reader of array_record files wants them on a disk.
+    """
+    to = Path(cfg.stage_dir or staging.cache_dir() / "data") / str(prepared).removeprefix("gs://")
+    shard = re.compile(r".*/\w+-(\w+)\.\w+-\d+-of-\d+")
+    files = paths.files_below(prepared)
+    wanted = [f for f in files if (match := shard.fullmatch(f.path)) is None or match[1] == split]
+    staging.bring(wanted, prepared, to)
+    return to
+
+
 def tfds_dir(cfg: Data) -> str:
     """Where TFDS data sets lie: `cfg.dir`, else $TFDS_DATA_DIR, else TFDS's own default."""
     return os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
@@ -94,14 +112,13 @@ def tfds_dir(cfg: Data) -> str:
 
 def parquet(cfg: Data, train: bool) -> InMemory:
     """`dir/**/SPLIT-*.parquet` with columns image (bytes, path) and label, as on the Hugging Face hub."""
-    import pyarrow.parquet as pq  # comes with tensorflow-datasets, and is only needed here
-
-    files = sorted(Path(cfg.dir).rglob("*-*.parquet"))
+    root = paths.of(cfg.dir)
+    files = [root / name for name in paths.names_below(root) if re.search(r"-[^/]*\.parquet$", name)]
     split = _split(cfg, sorted({f.name.partition("-")[0] for f in files}), train=train)
     files = [f for f in files if f.name.startswith(f"{split}-")]
     if not files:
         raise UserError(f"data.dir={cfg.dir} has no {split}-*.parquet: set the split that it has")
-    tables = [pq.ParquetFile(f).read() for f in files]
+    tables = [_table(f) for f in files]
     schema = tables[0].schema
     if not {"image", "label"} <= set(schema.names):
         raise UserError(f"{files[0]} has columns {', '.join(schema.names)}: want image and label")
@@ -113,29 +130,37 @@ def parquet(cfg: Data, train: bool) -> InMemory:
     return InMemory(f"{cfg.dir} {split}", tuple(names), images, labels, tuple(map(str, files)))
 
 
+def _table(path: paths.Path) -> Any:
+    import pyarrow.parquet as pq  # comes with tensorflow-datasets, and is only needed here
+
+    with path.open("rb") as file:
+        return pq.ParquetFile(file).read()
+
+
 def cifar(cfg: Data, train: bool) -> InMemory:
     """CIFAR-10 or CIFAR-100 in the binary version: records of label bytes, then 3x32x32 pixels."""
-    fine = Path(cfg.dir, "train.bin").is_file()  # CIFAR-100: a coarse label byte comes first
+    root = paths.of(cfg.dir)
+    fine = (root / "train.bin").is_file()  # CIFAR-100: a coarse label byte comes first
     pattern = (
         ("train.bin" if train else "test.bin")
         if fine
         else ("data_batch_*.bin" if train else "test_batch.bin")
     )
-    files = sorted(Path(cfg.dir).glob(pattern))
-    names_file = Path(cfg.dir, "fine_label_names.txt" if fine else "batches.meta.txt")
+    files = sorted(root.glob(pattern))
+    names_file = root / ("fine_label_names.txt" if fine else "batches.meta.txt")
     if not files or not names_file.is_file():
         raise UserError(
             f"data.dir={cfg.dir} has no {pattern} or no {names_file.name}: want CIFAR's binary version"
         )
     record = (2 if fine else 1) + CIFAR_PIXELS
-    data = np.concatenate([np.fromfile(f, np.uint8) for f in files])
+    data = np.concatenate([np.frombuffer(f.read_bytes(), np.uint8) for f in files])
     if data.size % record:
         raise UserError(f"{files[0].parent}/{pattern} is cut short: copy it again")
     rows = data.reshape(-1, record)
     images = rows[:, -CIFAR_PIXELS:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     names = tuple(names_file.read_text(encoding="utf-8").split())
-    labels, paths = rows[:, -CIFAR_PIXELS - 1].astype(np.int32), tuple(map(str, [*files, names_file]))
-    return InMemory(f"{cfg.dir} {pattern}", names, images, labels, paths)
+    labels, read = rows[:, -CIFAR_PIXELS - 1].astype(np.int32), tuple(map(str, [*files, names_file]))
+    return InMemory(f"{cfg.dir} {pattern}", names, images, labels, read)
 
 
 def _split(cfg: Data, have: list[str], *, train: bool) -> str:
@@ -144,7 +169,7 @@ def _split(cfg: Data, have: list[str], *, train: bool) -> str:
     return cfg.eval_split or next((s for s in EVAL_SPLITS if s in have), EVAL_SPLITS[0])
 
 
-def _want_random_access(name: str, prepared: Path) -> None:
+def _want_random_access(name: str, prepared: paths.Path) -> None:
     info = prepared / "dataset_info.json"
     stored = (
         json.loads(info.read_text(encoding="utf-8")).get("fileFormat", "tfrecord")

@@ -1,26 +1,16 @@
 """What a source of examples is, and the one that holds them in memory."""
 
-import contextlib
 import dataclasses
 import hashlib
-import os
-from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from vit_jax import paths
 from vit_jax.data.decode import BrokenExample, Encoded
+from vit_jax.paths import File
 
 Picture = Encoded | np.ndarray  # a file's bytes, or uint8 pixels [h, w, c]
-
-
-class File(NamedTuple):
-    """A file as far as is known without reading it; or, by its digest, what is held in memory."""
-
-    path: str
-    bytes: int
-    changed_ns: int
 
 
 class Source(Protocol):
@@ -85,7 +75,7 @@ class InMemory(Source):
     def files(self) -> list[File]:
         """The files, or the digest of what is held."""
         if self.paths:
-            return list_files(self.paths)
+            return paths.stats(self.paths)
         digest, count = hashlib.sha256(np.asarray(self.labels_n).tobytes()), 0
         for image in self.images:
             held = b"" if image is None else image if isinstance(image, bytes) else image.tobytes()
@@ -96,19 +86,3 @@ class InMemory(Source):
     def labels(self) -> np.ndarray:
         """int32 [size]."""
         return self.labels_n
-
-
-def list_files(paths: Iterable[str | Path]) -> list[File]:
-    """The files of `paths` that are there, sorted."""
-    found = []
-    for path in map(str, paths):
-        with contextlib.suppress(OSError):  # a link to nowhere is no example
-            stat = os.stat(path)
-            found.append(File(path, stat.st_size, stat.st_mtime_ns))
-    return sorted(found)
-
-
-def below(root: str | Path) -> list[str]:
-    """Every file below a folder, whose links are followed."""
-    walk = os.walk(Path(root).resolve(), followlinks=True)
-    return [os.path.join(folder, name) for folder, _, names in walk for name in names]

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vit_jax import paths
 from vit_jax.data import records
 from vit_jax.data.decode import BrokenExample, Encoded, open_pillow
-from vit_jax.data.source import File, InMemory, Picture, Source, Splits, below, list_files
+from vit_jax.data.source import InMemory, Picture, Source, Splits
 from vit_jax.errors import UserError
+from vit_jax.paths import File
 from vit_jax.sections import Data
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -28,7 +30,9 @@ def open_splits(cfg: Data) -> Splits:
 
 def open_split(cfg: Data, *, train: bool) -> Source:
     """The training or evaluation split of `cfg`. Raises UserError if it is not there."""
-    return SOURCES.get(cfg.name, records.tfds)(cfg, train)
+    place = cfg.dir if cfg.name in SOURCES else records.tfds_dir(cfg)
+    with paths.reached(paths.of(place)):
+        return SOURCES.get(cfg.name, records.tfds)(cfg, train)
 
 
 def absent(examples: int, classes: int) -> Splits:
@@ -100,14 +104,14 @@ class Folder(Source):
         """Example `index`. Raises BrokenExample if its file cannot be read."""
         path = os.path.join(self.root, self.images[index])
         try:
-            data = Path(path).read_bytes()
+            data = paths.read(path)
         except OSError as e:
             raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
         return Encoded(data, path), int(self.labels_n[index])
 
     def files(self) -> list[File]:
         """Every file below the folder."""
-        return list_files(below(self.root))
+        return paths.files_below(_followed(self.root))
 
     def labels(self) -> np.ndarray:
         """int32 [size]."""
@@ -116,8 +120,8 @@ class Folder(Source):
 
 def folder(cfg: Data, *, train: bool) -> Source:
     """`dir/{train,val,...}/class/*`, or `dir/class/*` with a tenth of the files kept for evaluation."""
-    root = Path(cfg.dir)
-    if not root.is_dir():
+    root = paths.of(cfg.dir)
+    if not paths.is_folder(root):
         raise UserError(f"data.dir={cfg.dir} is not a folder")
     has_splits = (root / cfg.train_split).is_dir()
     split_dir = root
@@ -145,10 +149,10 @@ def folder(cfg: Data, *, train: bool) -> Source:
     return Folder(str(split_dir), names, files, np.array(labels, np.int32))
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: paths.Path) -> Image.Image:
     """The image of a file. Raises UserError naming what cannot be read."""
     try:
-        return decode(path.read_bytes(), str(path))
+        return decode(paths.read(str(path)), str(path))
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from e
 
@@ -158,18 +162,22 @@ def decode(data: bytes, name: str) -> Image.Image:
     return open_pillow(data, name)
 
 
-def _folders(place: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")))
+def _followed(root: str) -> paths.Path:
+    """Without links, so that equal folders have equal names."""
+    path = paths.of(root)
+    return path.resolve() if isinstance(path, Path) else path
 
 
-def _list(split_dir: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+def _folders(place: paths.Path) -> tuple[str, ...]:
+    return tuple(name for name in paths.folders_in(place) if not name.startswith("."))
+
+
+def _list(split_dir: paths.Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
     """Image files below each class folder, relative to `split_dir` and sorted, with their labels."""
     files, labels = [], []
     for label, name in enumerate(names):
-        below = (split_dir / name).rglob("*")
-        found = sorted(
-            f.relative_to(split_dir).as_posix() for f in below if f.suffix.lower() in IMAGE_SUFFIXES
-        )
+        below = paths.names_below(split_dir / name)
+        found = [f"{name}/{file}" for file in below if file.lower().endswith(IMAGE_SUFFIXES)]
         files += found
         labels += [label] * len(found)
     return files, labels

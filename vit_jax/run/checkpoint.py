@@ -1,16 +1,16 @@
 """The checkpoints of a run: which are kept, which one is used, and what becomes of unsound ones."""
 
 import math
-import shutil
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from vit_jax import paths
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 from vit_jax.run.workdir import Workdir
 from vit_jax.weights.formats import orbax
 
@@ -19,10 +19,10 @@ class Checkpoints:
     """A folder of numbered steps, of which the newest `keep` are kept."""
 
     def __init__(self, directory: Path, *, keep: int) -> None:
-        self.directory = directory.absolute()
+        self.directory = paths.absolute(directory)
         self.notices = [
-            f"checkpoint {p.name.split('.')[0]} was interrupted while it was saved: ignored"
-            for p in sorted(self.directory.glob("*.orbax-checkpoint-tmp"))
+            f"checkpoint {step} was interrupted while it was saved: ignored"
+            for step in orbax.interrupted_in(self.directory)
         ]
         self._quiet = ExitStack()
         self._quiet.enter_context(orbax.quiet)
@@ -75,10 +75,8 @@ class Checkpoints:
         # Moved, so that the step can be saved again; not deleted, so that it can be looked at.
         _together(f"all have seen {step}")
         if jax.process_index() == 0:
-            target = Workdir(self.directory.parent).unsound / f"{self.directory.name}-{step}"
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(exist_ok=True)
-            (self.directory / str(step)).rename(target)
+            unsound = Workdir(self.directory.parent).unsound
+            orbax.set_aside(self.directory / str(step), unsound / f"{self.directory.name}-{step}")
         _together(f"set aside {step}")
         self._orbax.reload()
 

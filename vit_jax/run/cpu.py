@@ -13,7 +13,9 @@ import signal
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
+
+from vit_jax import paths
+from vit_jax.paths import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 NEVER, LARGEST = -1, 2**31 - 1  # bytes
@@ -69,7 +71,7 @@ def after_compiling(device: str) -> Callable[[Path], None]:
     jax.monitoring.register_event_listener(lambda event, **_: seen.add(event))
 
     def compiled(workdir: Path) -> None:
-        run = str(workdir.absolute())
+        run = str(paths.absolute(workdir))
         if MISSED not in seen or run in started or jax.process_count() > 1:
             return
         if sys.gettrace() or sys.argv[0] == "-":

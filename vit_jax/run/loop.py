@@ -6,7 +6,6 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -16,6 +15,7 @@ from vit_jax.data import cache, loader, sources
 from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
+from vit_jax.paths import Path
 from vit_jax.run import diagnose, distributed, first_state
 from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
@@ -243,6 +243,7 @@ class _Loop:
         return metrics, params
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
+        self.report.flush()  # a checkpoint of a step says that its metrics are written, too
         self.checkpoints.save(
             step, first_state.record(self.setup, metrics), **first_state.trees(self.setup, state)
         )

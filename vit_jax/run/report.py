@@ -20,7 +20,7 @@ class Sink(Protocol):
         """A line to read."""
 
     def flush(self) -> None:
-        """Write what is pending: called after each evaluation and at the end."""
+        """Write what is pending: called after each evaluation, before each checkpoint, and at the end."""
 
     def close(self) -> None:
         """The end, after an error too."""

@@ -1,8 +1,8 @@
 """What a run was, from its checkpoint alone."""
 
 import sys
-from pathlib import Path
 
+from vit_jax import paths
 from vit_jax.config import parse_stored
 from vit_jax.run import provenance
 from vit_jax.sections import Config
@@ -14,7 +14,7 @@ def read_config(ref: str) -> Config:
 
     Raises UserError if there is no checkpoint.
     """
-    record = orbax.read_record(orbax.step_dir(Path(ref)))
+    record = orbax.read_record(orbax.step_dir(paths.of(ref)))
     was, now = ({"commit": r["commit"][:12], **r["versions"]} for r in (record, provenance.collect()))
     changed = [f"{name} {old} -> {now[name]}" for name, old in was.items() if now[name] != old]
     if changed:

@@ -1,18 +1,23 @@
 """The sinks that every run has: console, log.txt, metrics.jsonl, TensorBoard and curves.png."""
 
+import contextlib
 import json
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vit_jax import paths
 from vit_jax.errors import UserError
 from vit_jax.run.report import Sink
 from vit_jax.run.tensorboard import Scalars
 from vit_jax.run.workdir import Workdir
 
+UPLOAD_S = 60.0  # between copies to a bucket while nothing else asks for one
 CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1")))
 
 
@@ -21,9 +26,13 @@ def of_run(folder: Workdir, *, step: int, steps: int) -> list[Sink]:
 
     Raises UserError for metrics that cannot be read.
     """
-    metrics = Metrics(folder.metrics, step=step)  # first: nothing is open if it raises
-    log, scalars = Log(folder.log, steps=steps), Scalars(folder.tensorboard, step=step + 1)
-    return [Bar(step=step, steps=steps), log, metrics, scalars, Curves(folder.metrics, folder.curves)]
+    upload = Upload(folder) if paths.in_bucket(folder.path) else None
+    here = upload.here if upload else Path
+    metrics = Metrics(here(folder.metrics), step=step)  # first: nothing is open if it raises
+    log, scalars = Log(here(folder.log), steps=steps), Scalars(here(folder.tensorboard), step=step + 1)
+    curves = Curves(here(folder.metrics), here(folder.curves))
+    own = [Bar(step=step, steps=steps), log, metrics, scalars, curves]
+    return [*own, upload] if upload else own
 
 
 def summary(step: int, steps: int, values: dict[str, float]) -> str:
@@ -136,6 +145,49 @@ class Curves(Sink):
         if self._drawing is not None:
             drawing, self._drawing = self._drawing, None
             drawing.result()
+
+
+class Upload(Sink):
+    """Copies what the other sinks write on this machine to a folder of a bucket, which has no append.
+
+    Files are copied whole, when they have changed: those of 100,000 steps are a few MB.
+    """
+
+    def __init__(self, folder: Workdir) -> None:
+        self._to = folder.path
+        self._spool = TemporaryDirectory(prefix="vit_jax-")
+        self._sent: dict[Path, tuple[int, int]] = {}
+        self._next = time.monotonic() + UPLOAD_S
+        for file in (folder.metrics, folder.log):  # which are continued
+            if file.exists():
+                self.here(file).write_bytes(file.read_bytes())
+
+    def here(self, path: paths.Path) -> Path:
+        """Where a file or folder of the run's folder is written on this machine."""
+        return Path(self._spool.name, path.name)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Copy now and then; what a bucket does not take now, it gets later."""
+        if time.monotonic() >= self._next:
+            with contextlib.suppress(Exception):
+                self.flush()
+
+    def flush(self) -> None:
+        """Copy what has changed. Raises UserError if the bucket does not take it."""
+        self._next = time.monotonic() + UPLOAD_S
+        with paths.reached(self._to):
+            for file in sorted(Path(self._spool.name).rglob("*")):
+                state = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
+                if state and self._sent.get(file) != state and file.suffix != ".tmp":
+                    paths.upload(file, self._to / file.relative_to(self._spool.name).as_posix())
+                    self._sent[file] = state
+
+    def close(self) -> None:
+        """Copy the last of it. Raises UserError if the bucket does not take it."""
+        try:
+            self.flush()
+        finally:
+            self._spool.cleanup()
 
 
 def _draw(lines: list[dict[str, float]], path: Path) -> None:

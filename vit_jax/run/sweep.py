@@ -1,12 +1,14 @@
 """Many runs of one config, each in its own directory, and one ranked table."""
 
 import csv
+import io
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+from vit_jax import paths
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 from vit_jax.run import loop
 from vit_jax.run.sweep_points import Point
 from vit_jax.run.workdir import Workdir
@@ -63,13 +65,14 @@ def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]], workdir: Path) -> None:
     """sweep.csv, sweep.md and sweep.png of ranked rows."""
-    with (workdir / "sweep.csv").open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list[str](COLUMNS))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list[str](COLUMNS))
+    writer.writeheader()
+    writer.writerows(rows)
+    paths.write(workdir / "sweep.csv", text.getvalue())
     head = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     body = [f"| {' | '.join(_cell(row[c]) for c in COLUMNS)} |" for row in rows]
-    (workdir / "sweep.md").write_text("\n".join([*head, *body]) + "\n", encoding="utf-8")
+    paths.write(workdir / "sweep.md", "\n".join([*head, *body]) + "\n")
     _plot(rows, workdir / "sweep.png")
 
 
@@ -81,7 +84,8 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     shown = [row for row in reversed(rows) if not math.isnan(row["top1"])]
     axes.barh([row["run"] for row in shown], [row["top1"] for row in shown])
     axes.set(xlabel="top-1", title="sweep")
-    figure.savefig(path, dpi=100)
+    with paths.replacing(path) as file:
+        figure.savefig(file, dpi=100, format="png")
 
 
 def _row(point: Point, workdir: Path) -> dict[str, Any]:

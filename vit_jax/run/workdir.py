@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import jax
 
+from vit_jax import paths
 from vit_jax.config import differences, parse_stored, to_dict
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
+from vit_jax.run import lease
 from vit_jax.sections import Config
 from vit_jax.weights.formats import orbax
 
@@ -18,7 +20,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Workdir:
-    """The folder of one run at `path`."""
+    """The folder of one run at `path`, on this machine or in a bucket."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,12 +32,14 @@ class Workdir:
         self.log = path / "log.txt"
         self.tensorboard = path / "tensorboard"
         self.curves = path / "curves.png"
+        self.claims = path / "claims"  # of a folder in a bucket, see lease.py
 
     def make(self, cfg: Config, *, accept_change: bool) -> None:
         """Make the folder. Raises UserError if it is another config's or cannot be made."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            changes = differences(self._config(), cfg) if self.config.exists() else []
+            with paths.reached(self.path):
+                paths.make_folder(self.path)
+                changes = self._changes(cfg)
         except OSError as e:
             raise self._not_writable(e) from e
         except ValueError as e:
@@ -51,12 +55,7 @@ class Workdir:
     def claim(self, cfg: Config) -> None:
         """Keep `cfg` in the folder, which then refuses others. Raises UserError if it is read-only."""
         if jax.process_index() == 0:
-            try:
-                part = self.config.with_suffix(".tmp")
-                part.write_text(json.dumps(to_dict(cfg), indent=1), encoding="utf-8")
-                part.replace(self.config)
-            except OSError as e:
-                raise self._not_writable(e) from e
+            paths.write(self.config, json.dumps(to_dict(cfg), indent=1))
 
     def _not_writable(self, error: OSError) -> UserError:
         return UserError(f"cannot write to --workdir={self.path}: {error.strerror}")
@@ -65,7 +64,8 @@ class Workdir:
     def room(self) -> Iterator[None]:
         """Raises UserError for any write inside that fails because the disk is full or read-only."""
         try:
-            yield
+            with paths.reached(self.path):
+                yield
         except OSError as e:
             if e.errno not in NO_ROOM:
                 raise
@@ -76,19 +76,34 @@ class Workdir:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Raises UserError while another process trains here, where the file system has locks."""
+        """Raises UserError while another process trains here, if the file system has locks or is a bucket."""
+        if jax.process_index() != 0:
+            yield
+        elif paths.in_bucket(self.path):
+            with lease.held(self.claims):
+                yield
+        else:
+            with self._locked():
+                yield
+
+    def _changes(self, cfg: Config) -> list[str]:
+        """What `cfg` has otherwise than the folder's config, if it has one."""
+        try:
+            text = self.config.read_text()
+        except FileNotFoundError:
+            return []
+        return differences(parse_stored(json.loads(text)), cfg)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         held = None
-        if jax.process_index() == 0:
-            with suppress(ImportError, OSError):
-                held = self._lock()
+        with suppress(ImportError, OSError):
+            held = self._lock()
         try:
             yield
         finally:
             if held is not None:
                 os.close(held)
-
-    def _config(self) -> Config:
-        return parse_stored(json.loads(self.config.read_text()))
 
     def _lock(self) -> int:
         import fcntl  # not everywhere

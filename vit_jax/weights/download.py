@@ -1,33 +1,28 @@
 """Files of gs:// and https:// addresses, through a cache on this machine."""
 
 import base64
+import contextlib
 import hashlib
-import importlib
 import json
 import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vit_jax import paths, staging
 from vit_jax.fields import fail
 
 CHUNK = 2**20
 ATTEMPTS = 4  # connections that break off are taken up again where they broke
 TIMEOUT_S = 60
 PUBLIC_GCS = "https://storage.googleapis.com/"
-
-
-def cache_dir() -> Path:
-    """$VIT_JAX_CACHE, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VIT_JAX_CACHE") or Path(base) / "vit_jax")
 
 
 def download(address: str) -> Path:
@@ -40,12 +35,16 @@ def download(address: str) -> Path:
     if parts.scheme not in ("http", "https") or not parts.netloc:
         fail(f"{address} is not an address this can read: give gs:// or https://")
     path = (
-        cache_dir() / re.sub(r"[^\w.-]", "_", parts.netloc) / re.sub(r"[^\w.+/-]", "_", parts.path.strip("/"))
+        staging.cache_dir()
+        / re.sub(r"[^\w.-]", "_", parts.netloc)
+        / re.sub(r"[^\w.+/-]", "_", parts.path.strip("/"))
     )
     if ".." in path.parts:
         fail(f"{address} leads out of the cache: give the address without '..'")
     if path.exists():
         return path
+    if address.startswith("gs://") and "STORAGE_EMULATOR_HOST" in os.environ:
+        return _with_credentials(address)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     for attempt in range(ATTEMPTS):
@@ -55,8 +54,7 @@ def download(address: str) -> Path:
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (401, 403) and address.startswith("gs://"):
-                _with_credentials(address, part)
-                break
+                return _with_credentials(address)
             if error.code != 416:
                 fail(f"{address}: the server answers {error.code} {error.reason}: check the address")
             part.unlink(missing_ok=True)
@@ -102,15 +100,25 @@ def _check_md5(address: str, part: Path, told: list[str]) -> None:
         fail(f"{address} arrived damaged (MD5 {got}, not {wanted[1]}): try again")
 
 
-def _with_credentials(address: str, part: Path) -> None:
-    try:
-        gcsfs: Any = importlib.import_module("gcsfs")
-    except ImportError:
-        fail(f"{address} is not public: pip install 'vit_jax[gcs]' to read it with your Google credentials")
-    try:
-        gcsfs.GCSFileSystem().get(address.removeprefix("gs://"), str(part))
-    except Exception as error:  # whatever the library raises, it is the user's access that fails
-        fail(f"{address} cannot be read with your Google credentials ({error}): check them and the address")
+def from_bucket(folder: paths.Path, names: Sequence[str]) -> Path:
+    """A folder of the cache with those of `names` that a bucket's folder has, as it has them now."""
+    files = []
+    with paths.reached(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                files.append(paths.object_at(folder / name))
+    version = hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+    to = staging.cache_dir() / str(folder).removeprefix("gs://") / version
+    staging.bring(files, folder, to)
+    return to
+
+
+def _with_credentials(address: str) -> Path:
+    path = paths.of(address)
+    found = from_bucket(path.parent, [path.name]) / path.name
+    if not found.exists():
+        fail(f"{address} is not there: check the address")
+    return found
 
 
 def _chunks(reply: Any) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ model before any array is read.
 """
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,14 @@ from flax.traverse_util import unflatten_dict
 from vit_jax.config import parse_spec, parse_stored
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
+from vit_jax.paths import Path
 from vit_jax.sections import Model, Preprocess
 from vit_jax.weights import adapt, dialects, layout, published
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.dialect import Dialect, Shapes, Source
 from vit_jax.weights.formats import hf_folder, npz, orbax, safetensors
 from vit_jax.weights.report import Note, Report
-from vit_jax.weights.resolve import Place, resolve
+from vit_jax.weights.resolve import Place, Step, resolve
 
 Archive = npz.Archive | safetensors.Archive
 TREES = ("opt/target/", "params/img/", "params/", "")  # where flax code keeps a model; the first is taken
@@ -39,7 +40,7 @@ class Translation(NamedTuple):
     ignored: list[Note]
 
 
-def read(ref: str | Path, wish: Wish | None = None) -> Weights:
+def read(ref: str | os.PathLike[str], wish: Wish | None = None) -> Weights:
     """The weights of `ref`, adapted to `wish`. Raises UserError.
 
     `ref` is a run (its best step, else its newest), one step of it, a file, a folder of transformers or timm,
@@ -47,7 +48,7 @@ def read(ref: str | Path, wish: Wish | None = None) -> Weights:
     """
     wish = wish or Wish()
     place = resolve(str(ref))
-    weights = _from_step(place.path) if place.path.is_dir() else _from_file(place, wish)
+    weights = _from_step(place.path) if isinstance(place, Step) else _from_file(place, wish)
     if not (weights.model.classes or wish.classes or wish.headless):
         fail(f"{ref} has no head: pass classes=, the number of classes to make one for")
     return adapt.to(weights, wish)

@@ -1,12 +1,13 @@
-"""From a reference to files on this machine: a run, one step of it, a file, a folder, an address, a name."""
+"""From a reference to a run's step, or to a file on this machine: a file, a folder, an address, a name."""
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from vit_jax import paths
 from vit_jax.fields import fail
 from vit_jax.weights import published
-from vit_jax.weights.download import download
+from vit_jax.weights.download import download, from_bucket
 from vit_jax.weights.formats import hf_folder, orbax
 from vit_jax.weights.published import Published
 
@@ -17,8 +18,17 @@ PICKLED = (
 )
 
 
+FILE = re.compile(r"(.+\.(?:npz|safetensors))(?::([\w/]+))?")
+
+
+class Step(NamedTuple):
+    """One step of a run, on this machine or in a bucket."""
+
+    path: paths.Path
+
+
 class Place(NamedTuple):
-    """A file or a step, what the user called it, and what else is known of it."""
+    """A file on this machine, what the user called it, and what else is known of it."""
 
     path: Path
     name: str
@@ -27,25 +37,29 @@ class Place(NamedTuple):
     folder: Path | None = None  # of transformers or timm, which tells more of the file
 
 
-def resolve(ref: str) -> Place:
+def resolve(ref: str) -> Step | Place:
     """What `ref` stands for, downloaded if need be; a run for its best step, else its newest.
 
     Raises UserError where it stands for nothing.
     """
     if not ref:
         fail("the name of the model is empty: give a run, a file, an address or a published name")
-    path = Path(ref)
-    if path.name.isdigit() and not path.exists() and (steps := orbax.steps_in(path.parent)):
-        fail(f"{ref} is not there: {path.parent} has the steps {', '.join(map(str, steps))}")
-    if path.is_dir():
-        return _in_folder(path) if _is_model_folder(path) else Place(orbax.step_dir(path), ref)
+    ref = re.sub(r"^(\w\w+:)/(?!/)", r"\1//", ref)  # as pathlib writes an address
+    if paths.in_web(ref) or FILE.fullmatch(ref):
+        return _file(ref)
+    path = paths.of(ref)
+    with paths.reached(path):
+        if path.name.isdigit() and not path.exists() and (steps := orbax.steps_in(path.parent)):
+            fail(f"{ref} is not there: {path.parent} has the steps {', '.join(map(str, steps))}")
+        if paths.is_folder(path):
+            return _in_folder(path) if _is_model_folder(path) else Step(orbax.step_dir(path))
     return _file(ref)
 
 
 def _file(ref: str) -> Place:
     if ref.endswith(PICKLES):
         fail(f"{ref} is {PICKLED}")
-    match = re.fullmatch(r"(.+\.(?:npz|safetensors))(?::([\w/]+))?", ref)
+    match = FILE.fullmatch(ref)
     name, submodel = (match[1], match[2] or "") if match else (ref, "")
     known = published.find(name)
     if "://" in name:
@@ -58,18 +72,20 @@ def _file(ref: str) -> Place:
     return Place(Path(name), ref, submodel, known)
 
 
-def _is_model_folder(path: Path) -> bool:
+def _is_model_folder(path: paths.Path) -> bool:
     """Whether `path` is a folder of transformers or timm, which has a config.json but no checkpoints."""
     ours = (path / orbax.CHECKPOINTS).exists() or (path / orbax.BEST).exists()
     return (path / hf_folder.CONFIG).is_file() and not ours
 
 
-def _in_folder(folder: Path) -> Place:
+def _in_folder(path: paths.Path) -> Place:
+    names = (hf_folder.WEIGHTS, hf_folder.CONFIG, hf_folder.PREPROCESSOR)
+    folder = path if isinstance(path, Path) else from_bucket(path, names)
     weights = folder / hf_folder.WEIGHTS
     if not weights.is_file():
-        if list(folder.glob("*.bin")):
-            fail(f"{folder} has only {PICKLED}")
-        if (folder / f"{hf_folder.WEIGHTS}.index.json").is_file():
-            fail(f"{folder} has its weights in several files: save it again with max_shard_size='50GB'")
-        fail(f"{folder} has a config.json but no {hf_folder.WEIGHTS}: give a folder with both")
-    return Place(weights, str(folder), folder=folder)
+        if list(path.glob("*.bin")):
+            fail(f"{path} has only {PICKLED}")
+        if (path / f"{hf_folder.WEIGHTS}.index.json").is_file():
+            fail(f"{path} has its weights in several files: save it again with max_shard_size='50GB'")
+        fail(f"{path} has a config.json but no {hf_folder.WEIGHTS}: give a folder with both")
+    return Place(weights, str(path), folder=folder)

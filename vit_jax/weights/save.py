@@ -1,12 +1,13 @@
 """From a model and its parameters to a file that other code reads."""
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Any, Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from vit_jax import paths
 from vit_jax.fields import fail
 from vit_jax.sections import UNTOLD, Model, Preprocess
 from vit_jax.weights import dialects, layout, load
@@ -18,7 +19,7 @@ NUMERICS = ("gelu", "norm_eps")
 
 
 def write(
-    path: str | Path,
+    path: str | os.PathLike[str],
     params: Any,
     model: Model,
     *,
@@ -35,7 +36,7 @@ def write(
     is also written where its readers will compute with another GELU or epsilon than `model`. Raises UserError
     if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
     """
-    path, flat = Path(path), flatten(params)
+    path, flat = paths.of(path), flatten(params)
     families = [d for d in dialects.DIALECTS if d.name == dialect]
     if not families:
         fail(f"dialect={dialect!r} cannot be written: use {', '.join(dialects.names())}")
@@ -59,13 +60,13 @@ def write(
         return
     if path.is_file():
         fail(f"{path} is a file, not a folder: name another")
-    path.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(path)
     _put(path / hf_folder.WEIGHTS, arrays, model, into)
     seen = hf_folder.preprocessor(preprocess or into.preprocess(model), model.image_hw)
     hf_folder.write(path, config, seen)
 
 
-def _put(path: Path, arrays: Flat, model: Model, into: Dialect) -> None:
+def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect) -> None:
     heads = model.heads if into.per_head else None
     FORMATS[path.suffix].write(path, arrays, image_hw=model.image_hw, heads=heads)
 

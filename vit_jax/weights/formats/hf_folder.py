@@ -5,11 +5,12 @@ A folder tells what arrays cannot: GELU, epsilon, heads, image size, class names
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from vit_jax import paths
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
+from vit_jax.paths import Path
 from vit_jax.sections import LossName, Model, Preprocess
 
 Tree = dict[str, Any]
@@ -167,7 +168,4 @@ def _json(path: Path) -> Tree:
 
 
 def _dump(path: Path, tree: Tree) -> None:
-    try:
-        path.write_text(json.dumps(tree, indent=2) + "\n")
-    except OSError as error:
-        fail(f"{path} could not be written: {error.strerror}: choose a folder that has room")
+    paths.write(path, json.dumps(tree, indent=2) + "\n")

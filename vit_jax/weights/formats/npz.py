@@ -13,9 +13,9 @@ from typing import IO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from vit_jax import paths
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
-from vit_jax.weights.formats.whole import replacing
 
 MOST_BYTES = 2**36  # 64 GiB: several times the largest ViT of the tables in float32
 # Trained numbers hardly compress; a head of zeros does, and is a small part of a file.
@@ -128,14 +128,14 @@ def is_bfloat16(dtype: np.dtype) -> bool:
 
 
 def write(
-    path: Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
+    path: paths.Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
 ) -> None:
     """Write an npz, whole or not at all. Raises UserError.
 
     The image size, which no array tells for sure, and the heads, where no array tells them, go into the zip's
     comment, that other readers pass over.
     """
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with paths.replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         told = f" heads={heads}" if heads else ""
         archive.comment = (SIZE_COMMENT.format(*image_hw) + told).encode()
         for name, array in arrays.items():

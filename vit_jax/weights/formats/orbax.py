@@ -8,9 +8,10 @@ that a kill interrupted; the digests catch what it does not notice: changed byte
 import errno
 import logging
 import os
+import pathlib
 import re
+import shutil
 import sys
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,10 +19,14 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from vit_jax import paths
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 CHECKPOINTS, BEST = "checkpoints", "best"  # folders of numbered steps in that of a run
 PARAMS, REST, RECORD = "params", "rest", "record"
+COMMITTED = "commit_success.txt"  # in a bucket, what makes a step a finished one
+INTERRUPTED = "*.orbax-checkpoint-tmp"  # on this machine, the names of steps that are not finished
 LOGGERS = ("absl", "asyncio")  # that Orbax's errors go to
 OWN = {"step", "shapes", "digests"}  # what `record_of` adds to a record
 
@@ -44,14 +49,38 @@ def step_dir(ref: Path) -> Path:
 def steps_in(directory: Path) -> list[int]:
     """Numbers of the finished steps of a folder, ascending."""
     number = re.compile(r"0|[1-9][0-9]*")
-    return sorted(int(p.name) for p in directory.glob("*") if number.fullmatch(p.name) and p.is_dir())
+    if paths.in_bucket(directory):
+        found = [marker.parent.name for marker in directory.glob(f"*/{COMMITTED}")]  # one request
+    else:
+        found = [p.name for p in directory.glob("*") if p.is_dir()]
+    return sorted(int(name) for name in found if number.fullmatch(name))
+
+
+def interrupted_in(directory: Path) -> list[str]:
+    """Steps whose save was interrupted, which are ignored."""
+    if not paths.in_bucket(directory):
+        return sorted(p.name.split(".")[0] for p in directory.glob(INTERRUPTED))
+    begun = {name for name in paths.names_in(directory) if name.isdigit()}
+    return sorted(begun - set(map(str, steps_in(directory))))
+
+
+def set_aside(step_dir: Path, target: Path) -> None:
+    """Move a step to a folder where it is no checkpoint. A kill leaves it here, there, or interrupted."""
+    if isinstance(step_dir, pathlib.Path) and isinstance(target, pathlib.Path):
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        step_dir.rename(target)
+    else:  # without its marker it is none
+        (step_dir / COMMITTED).unlink()
+        paths.bucket().copy(str(step_dir), str(target), recursive=True)
+        paths.bucket().rm(str(step_dir), recursive=True)
 
 
 def read_record(step_dir: Path) -> dict[str, Any]:
     """The record of one step. Raises UserError if there is none that can be read."""
     try:
         with quiet, context():
-            record = ocp.load_checkpointables(str(step_dir.absolute()), {RECORD: None})[RECORD]
+            record = ocp.load_checkpointables(str(paths.absolute(step_dir)), {RECORD: None})[RECORD]
     except Exception as e:
         raise UserError(f"checkpoint {step_dir} cannot be read ({root_cause(e)})") from e
     if not isinstance(record, dict) or not record.keys() >= OWN:
@@ -74,7 +103,7 @@ def read_trees(step_dir: Path, record: dict[str, Any], **abstract: Any) -> dict[
         _check_shapes(step_dir, name, stored=record["shapes"][name], wanted=shapes(tree))
     try:
         with quiet, context():
-            trees = ocp.load_checkpointables(str(step_dir.absolute()), abstract)
+            trees = ocp.load_checkpointables(str(paths.absolute(step_dir)), abstract)
     except Exception as e:
         raise UserError(f"checkpoint {step_dir} cannot be read ({root_cause(e)})") from e
     for name, tree in trees.items():

@@ -11,9 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vit_jax import paths
 from vit_jax.fields import fail
 from vit_jax.weights.formats.npz import Entry
-from vit_jax.weights.formats.whole import replacing
 
 MOST_HEADER = 10**8  # bytes, the limit of the format
 DTYPES: dict[str, Any] = {
@@ -93,7 +93,7 @@ class Archive:
 
 
 def write(
-    path: Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
+    path: paths.Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
 ) -> None:
     """Write float32 arrays in the order of their names, whole or not at all. Raises UserError.
 
@@ -108,7 +108,7 @@ def write(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # arrays begin at a multiple of eight
-    with replacing(path) as file:
+    with paths.replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             file.write(np.ascontiguousarray(arrays[name], "<f4").tobytes())
