@@ -145,24 +145,32 @@ def folders_in(folder: Path) -> list[str]:
     return sorted(told["name"].rpartition("/")[2] for told in found if told["type"] == "directory")
 
 
-def names_below(root: Path) -> list[str]:
-    """Every file below a folder, as its name below it with slashes, sorted."""
+def names_below(root: Path) -> Iterator[str]:
+    """Every file below a folder, as its name below it with slashes, in no order; links are followed."""
     if isinstance(root, pathlib.Path):
-        walk = ((pathlib.Path(folder), names) for folder, _, names in os.walk(root))
-        return sorted(
-            (folder / name).relative_to(root).as_posix() for folder, names in walk for name in names
-        )
-    return sorted(file.path.removeprefix(f"{root}/") for file in files_below(root))
+        return (path.relative_to(root).as_posix() for path in _walk(root))
+    return (file.path.removeprefix(f"{root}/") for file in files_below(root))
 
 
 def files_below(root: Path) -> list[File]:
-    """Every file below a folder, sorted; on this machine links are followed."""
+    """Every file below a folder, sorted; links are followed."""
     if isinstance(root, pathlib.Path):
-        walk = os.walk(root, followlinks=True)
-        return stats(os.path.join(folder, name) for folder, _, names in walk for name in names)
+        return stats(map(str, _walk(root)))
     found = bucket().find(str(root), detail=True)
     objects = ((f"gs://{name}", told) for name, told in found.items() if not name.endswith("/"))
     return sorted(File(name, int(told["size"]), int(told["generation"])) for name, told in objects)
+
+
+def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Every file below a folder; links are followed, but not in circles."""
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner[:] = [name for name in inner if not _leads_back(folder, name)]
+        yield from (pathlib.Path(folder, name) for name in names)
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and pathlib.Path(folder).resolve().is_relative_to(os.path.realpath(path))
 
 
 def read(name: str) -> bytes:

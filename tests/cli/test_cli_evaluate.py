@@ -75,13 +75,16 @@ def test_predict_takes_folders_globs_and_stdin(monkeypatch, capsys, workdir, tmp
     folder.mkdir(parents=True)
     for i in range(3):
         Image.new("L", (8, 8), 80 * i).save(folder / f"{i}.png")
-    (folder / "notes.txt").write_text("not an image")
+    for noise in ("notes.txt", "._0.png"):
+        (folder / noise).write_text("not an image")
     monkeypatch.setattr(predict, "BATCH", 2)
     paths = lambda *a: [
         json.loads(x)["path"] for x in call(monkeypatch, capsys, predict, workdir, *a)[1].splitlines()
     ]
     wanted = [str(folder / f"{i}.png") for i in range(3)]
     assert paths(tmp_path / "photos", "--json") == wanted
+    _, _, err = call(monkeypatch, capsys, predict, workdir, tmp_path / "photos")
+    assert f"note: {tmp_path}/photos: left out files that are no images: 1, hidden files: 1" in err
     assert paths(tmp_path / "photos" / "*" / "[01].png", "--json") == wanted[:2]
     monkeypatch.setattr(sys, "stdin", iter([f"{wanted[2]}\n", "\n"]))
     assert paths("-", "--json") == wanted[2:]

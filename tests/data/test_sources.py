@@ -1,5 +1,7 @@
 """Every source gives what it holds, or says what is wrong, by name."""
 
+import contextlib
+import dataclasses
 import json
 import pickle
 import shutil
@@ -9,8 +11,9 @@ import numpy as np
 import prepared
 import pytest
 from image_files import encode, photo
+from PIL import Image
 
-from vit_jax.data import loader, sources
+from vit_jax.data import cache, loader, sources
 from vit_jax.data.decode import BrokenExample
 from vit_jax.errors import UserError
 from vit_jax.sections import Data
@@ -64,6 +67,73 @@ def test_a_class_of_the_evaluation_split_alone_is_refused(tmp_path: Path) -> Non
     assert sources.open_split(cfg, train=True).size == 1
     with pytest.raises(UserError, match=r"val has classes that .*train lacks \(aa\): rename or remove"):
         sources.open_split(cfg, train=False)
+
+
+def test_what_is_no_data_is_left_out_and_counted(tmp_path: Path) -> None:
+    for file in ("cat/1.png", "cat/2.jfif", "cat/3.AVIF", "cat/deep/4.qoi", "dog/1.jp2"):
+        save(tmp_path / "train" / file, b"")
+    noise = (
+        "cat/._1.png",
+        "cat/Thumbs.db",
+        ".DS_Store",
+        "__MACOSX/cat/5.png",
+        "dog/@eaDir/1.jpg",
+        "cat/x.pdf",
+    )
+    for file in (*noise, "6.png"):
+        save(tmp_path / "train" / file, b"")
+    (tmp_path / "train" / "emu" / "deep").mkdir(parents=True)
+    save(tmp_path / "val" / "cat" / "1.png", b"")
+    (tmp_path / "val" / "fox").mkdir()
+    cfg = Data(name="folder", dir=str(tmp_path))
+    train, test = (sources.open_split(cfg, train=t) for t in (True, False))
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert train.images == ["cat/1.png", "cat/2.jfif", "cat/3.AVIF", "cat/deep/4.qoi", "dog/1.jp2"]
+    assert train.note() == (
+        f"note: {tmp_path}/train: left out files that are no images: 2, hidden files: 4; "
+        "images outside class folders: 1; folders without images: emu"
+    )
+    assert test.note() == f"note: {tmp_path}/val: left out folders without images: fox"
+    assert (
+        cache.keep(train, dataclasses.replace(cfg, cache_gib=1e-6), (8, 8), train=True).note() == train.note()
+    )
+    clean = Data(name="folder", dir=str(tmp_path / "train"), train_split="none")
+    shutil.rmtree(tmp_path / "train" / "emu")
+    for file in (*noise, "6.png"):
+        (tmp_path / "train" / file).unlink()
+    shutil.rmtree(tmp_path / "train" / "__MACOSX")
+    assert sources.open_split(clean, train=True).note() == ""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # formats that Pillow will give up
+def test_every_kind_of_file_that_pillow_writes_and_reads_is_an_image(tmp_path: Path) -> None:
+    written = []
+    for suffix, kind in sorted(Image.registered_extensions().items()):
+        if kind in Image.SAVE:
+            with contextlib.suppress(OSError, ValueError):  # modes and sizes that a format does not have
+                photo(32, 32).save(path := tmp_path / f"x{suffix}", kind)
+                written.append(path)
+    assert len(written) > 30
+    read, _ = sources.images_below(tmp_path)
+    for path in written:
+        try:
+            sources.read_image(path)
+        except UserError:
+            assert path.name not in read
+        else:
+            assert (path.name in read) or path.suffix in (".eps", ".ps")  # where Ghostscript is installed
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "1.png", b"")
+    save(tmp_path / "photos" / "cat" / "2.png", b"")
+    (tmp_path / "photos" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "cat" / "back").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "dog").symlink_to(tmp_path / "elsewhere")
+    source = sources.open_split(
+        Data(name="folder", dir=str(tmp_path / "photos"), train_split="."), train=True
+    )
+    assert source.images == ["cat/2.png", "cat/more/1.png", "dog/1.png"]
 
 
 def test_folders_without_images_say_what_is_wanted(tmp_path: Path) -> None:

@@ -136,6 +136,33 @@ def test_layer_scale_that_one_of_both_lacks_is_one_line_and_claims_nothing(tmp_p
     assert vit_jax.train(fine_tuning(GOLDEN / "vit_token.npz"), tmp_path / "run").step == 1
 
 
+def photos(path, **counts):
+    """Grey 8x8 images, `counts[name]` of each class, brighter from class to class."""
+    for label, (name, count) in enumerate(counts.items()):
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (8, 8), 40 + 60 * label + i % 20).save(path / name / f"{i}.png")
+    return path
+
+
+def on_photos(path, **train):
+    cfg = tiny(steps=2, eval_every=2, checkpoint_every=2, batch_size=8, **train)
+    return config.apply(
+        cfg, ["--config.data.name=folder", f"--config.data.dir={path}", "--config.optim.warmup_steps=0"]
+    )
+
+
+def test_what_a_run_leaves_out_of_a_folder_is_one_line_of_its_log(tmp_path):
+    path = photos(tmp_path / "photos", cat=30, dog=30)
+    (path / "cat" / "._1.png").write_bytes(b"\0\5\x16\7")
+    (path / "__MACOSX").mkdir()
+    run = vit_jax.train(on_photos(path), tmp_path / "run")
+    assert run.load().spec.class_names == ("cat", "dog")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("left out") == 1
+    assert f"note: {path}: left out hidden files: 1\n" in log
+
+
 def test_names_that_an_encoding_lacks_are_escaped(tmp_path):
     model, params, _ = torch_reference.case("hf_vit")
     names = tuple(f"été {i}" for i in range(model.classes))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from vit_jax.data.source import Source
+
 FIGURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of what matplotlib writes
 PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square
 
@@ -86,6 +88,13 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     # Not by an exception: it may be lost in a callback, and on its way out crash in threads that compile.
     os.write(2, b"interrupted: what was saved is intact\n")
     os._exit(128 + number)
+
+
+def tell(*sources: "Source") -> None:
+    """On stderr, what is left out of the data."""
+    for note in dict.fromkeys(source.note() for source in sources):
+        if note:
+            print(note, file=sys.stderr)
 
 
 def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *, columns: int) -> None:

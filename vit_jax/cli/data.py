@@ -88,6 +88,7 @@ def describe(source: Source, cfg: Config) -> dict[str, Any]:
             "max_hw": [heights[-1], widths[-1]],
         },
         "broken": broken,
+        "note": source.note(),
         "image_hw": list(cfg.model.image_hw),
     }
 
@@ -169,6 +170,7 @@ def _text(report: dict[str, Any], split: str) -> str:
     if len(counts) > SHOWN_CLASSES:
         lines.append(f"  and {len(counts) - SHOWN_CLASSES} more: --json lists them all")
     lines += [f"cannot be read: {message}" for message in report["broken"]]
+    lines += [report["note"]] if report["note"] else []
     if "images_per_s" in report:
         lines.append(f"loader: {report['images_per_s']:,.0f} images/s")
     if "sheet" in report:

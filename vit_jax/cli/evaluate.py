@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import FIGURES, make_parser, output_path, run_command, save_figure
+from vit_jax.cli.common import FIGURES, make_parser, output_path, run_command, save_figure, tell
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -75,6 +75,7 @@ def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: 
     else:  # the same examples, seen as this model wants to see them
         preprocess = loaded.spec.preprocess
     source = sources.open_split(data, train=False)
+    tell(source)
     _check_classes(source.class_names, loaded.spec.class_names, cfg.classes)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}

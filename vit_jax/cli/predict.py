@@ -76,19 +76,19 @@ def main() -> None:
 
 def _expand(words: Iterable[str]) -> Iterator[Path]:
     """The image files of files, folders, patterns and stdin. Raises UserError for a word that has none."""
-    from vit_jax.data.sources import IMAGE_SUFFIXES
+    from vit_jax.data.sources import images_below
 
     for word in words:
         path = paths.of(word)
         if word == "-":
             yield from (paths.of(line.strip()) for line in sys.stdin if line.strip())
         elif path.is_dir():
-            found = [path / name for name in paths.names_below(path) if name.lower().endswith(IMAGE_SUFFIXES)]
+            found, left_out = images_below(path)
+            if left_out:
+                print(f"note: {path}: left out {left_out}", file=sys.stderr)
             if not found:
-                raise UserError(
-                    f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}) in it: give another folder"
-                )
-            yield from found
+                raise UserError(f"{path} has no images in it: give another folder")
+            yield from (path / name for name in found)
         elif not path.exists() and glob.has_magic(word):
             names = sorted(glob.glob(word, recursive=True))
             if not names:

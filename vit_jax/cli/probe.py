@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config, paths
-from vit_jax.cli.common import make_parser, nonempty_path, output_path, run_command
+from vit_jax.cli.common import make_parser, nonempty_path, output_path, run_command, tell
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -121,6 +121,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     layers = min(LAYERS, cfg.depth) if args.layers is None else args.layers
     columns = features.choose(cfg, layers=layers, poolings=poolings)
     train, test = sources.open_splits(data)
+    tell(train, test)
     if train.class_names != test.class_names:
         raise UserError("the train and the eval split have other classes: give splits of one data set")
     fewest = max(FEWEST, *args.neighbours)

@@ -65,6 +65,10 @@ class Kept(Source):
         """int32 [size] if known without reading pictures."""
         return self.source.labels()
 
+    def note(self) -> str:
+        """What of the data is left out."""
+        return self.source.note()
+
 
 class _Held(NamedTuple):
     """Where an example lies, and what it is: pixels of `shape`, or a file called `name`."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vit_jax.errors import UserError
 
@@ -22,6 +22,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 FRAME_HEADERS = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman JPEG
 NO_LENGTH = (0x01, *range(0xD0, 0xD9))  # JPEG markers without a segment behind them
 END_OF_JPEG = b"\xff\xd9"
+NAMED_ONLY = ("MPEG", "EPS")  # formats that Pillow recognises; it has no decoder of its own for them
 
 
 class BrokenExample(UserError):
@@ -95,6 +96,21 @@ def open_pillow(data: bytes, name: str) -> Image.Image:
     ) as e:  # whatever a decoder makes of hostile bytes: struct.error, IndexError, MemoryError ...
         what = "is empty" if not data else f"is not a readable image: {_first_line(e)}"
         raise BrokenExample(f"{name} {what}") from e
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The endings, as ".jpg", of files in a format that the installed Pillow decodes."""
+    kinds = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in kinds.items() if _decodes(kind))
+
+
+def _decodes(kind: str) -> bool:
+    kind = "JPEG" if kind == "MPO" else kind  # several in one file, of which the first is a JPEG
+    if kind not in Image.OPEN or kind in NAMED_ONLY:
+        return False
+    factory = Image.OPEN[kind][0]  # a class, or a function that chooses one
+    return not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
 
 
 def from_pillow(image: Image.Image, channels: int, name: str = "image") -> np.ndarray:

@@ -113,7 +113,7 @@ def tfds_dir(cfg: Data) -> str:
 def parquet(cfg: Data, train: bool) -> InMemory:
     """`dir/**/SPLIT-*.parquet` with columns image (bytes, path) and label, as on the Hugging Face hub."""
     root = paths.of(cfg.dir)
-    files = [root / name for name in paths.names_below(root) if re.search(r"-[^/]*\.parquet$", name)]
+    files = [root / name for name in sorted(paths.names_below(root)) if re.search(r"-[^/]*\.parquet$", name)]
     split = _split(cfg, sorted({f.name.partition("-")[0] for f in files}), train=train)
     files = [f for f in files if f.name.startswith(f"{split}-")]
     if not files:

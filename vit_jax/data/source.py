@@ -39,6 +39,10 @@ class Source(Protocol):
         """int32 [size] if known without reading pictures."""
         return None
 
+    def note(self) -> str:
+        """What of the data is left out, as one line; empty if nothing is."""
+        return ""
+
 
 class Splits(NamedTuple):
     """What a run trains on and what it is evaluated on."""

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from PIL import Image
 
 from vit_jax import paths
 from vit_jax.data import records
-from vit_jax.data.decode import BrokenExample, Encoded, open_pillow
+from vit_jax.data.decode import BrokenExample, Encoded, open_pillow, suffixes
 from vit_jax.data.source import InMemory, Picture, Source, Splits
 from vit_jax.errors import UserError
 from vit_jax.paths import File
 from vit_jax.sections import Data
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+NO_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # what systems leave beside people's files, like hidden ones
 EVAL_SPLITS = ("validation", "val", "test")
+SHOWN = 4  # names of many in a message
 FOLDER_EVAL_PARTS = 10  # one part in ten of a folder without splits is kept for evaluation
 
 
@@ -94,6 +96,7 @@ class Folder(Source):
     class_names: tuple[str, ...]
     images: list[str]
     labels_n: np.ndarray
+    left_out: str = ""  # what else is there, in words
 
     @property
     def size(self) -> int:
@@ -117,9 +120,16 @@ class Folder(Source):
         """int32 [size]."""
         return self.labels_n
 
+    def note(self) -> str:
+        """What in the folder is no example."""
+        return f"note: {self.root}: left out {self.left_out}" if self.left_out else ""
+
 
 def folder(cfg: Data, *, train: bool) -> Source:
-    """`dir/{train,val,...}/class/*`, or `dir/class/*` with a tenth of the files kept for evaluation."""
+    """`dir/{train,val,...}/class/*`, or `dir/class/*` with a tenth of the files kept for evaluation.
+
+    Hidden files, what is no image, and folders without images are no data: `note()` counts them.
+    """
     root = paths.of(cfg.dir)
     if not paths.is_folder(root):
         raise UserError(f"data.dir={cfg.dir} is not a folder")
@@ -131,22 +141,34 @@ def folder(cfg: Data, *, train: bool) -> Source:
         if not split_dir.is_dir():
             raise UserError(f"data.dir={cfg.dir} has no folder {split_dir.name}: set data.eval_split")
     classes_dir = root / cfg.train_split if has_splits else root
-    names = _folders(classes_dir)
-    if unknown := sorted(set(_folders(split_dir)) - set(names)):
+    names = tuple(name for name in _folders(classes_dir) if _has_images(classes_dir / name))
+    images, left_out = _list(split_dir)
+    if unknown := sorted(images.keys() - set(names)):
         raise UserError(
-            f"data.dir={split_dir} has classes that {classes_dir} lacks ({', '.join(unknown[:4])}): "
+            f"data.dir={split_dir} has classes that {classes_dir} lacks ({', '.join(unknown[:SHOWN])}): "
             "rename or remove their folders"
         )
-    files, labels = _list(split_dir, names)
+    files = [(file, label) for label, name in enumerate(names) for file in images.get(name, ())]
     if not has_splits:
-        kept = [i for i, file in enumerate(files) if _is_eval(file) != train]
-        files, labels = [files[i] for i in kept], [labels[i] for i in kept]
+        files = [(file, label) for file, label in files if _is_eval(file) != train]
     if not files:
         use = "training" if train else "evaluation"
         raise UserError(
             f"data.dir={split_dir} has no images for {use}: want one folder a class, with images in it"
         )
-    return Folder(str(split_dir), names, files, np.array(labels, np.int32))
+    found, labels = zip(*files, strict=True)
+    return Folder(str(split_dir), names, list(found), np.array(labels, np.int32), left_out)
+
+
+def images_below(place: paths.Path) -> tuple[list[str], str]:
+    """Image files below a folder, as sorted paths from it; and in words, what else is there."""
+    images, left_out = [], Counter[str]()
+    for file in paths.names_below(place):
+        if what := _left_out(file):
+            left_out[what] += 1
+        else:
+            images.append(file)
+    return sorted(images), ", ".join(f"{what}: {count:,}" for what, count in sorted(left_out.items()))
 
 
 def read_image(path: paths.Path) -> Image.Image:
@@ -168,19 +190,39 @@ def _followed(root: str) -> paths.Path:
     return path.resolve() if isinstance(path, Path) else path
 
 
-def _folders(place: paths.Path) -> tuple[str, ...]:
-    return tuple(name for name in paths.folders_in(place) if not name.startswith("."))
+def _list(split_dir: paths.Path) -> tuple[dict[str, list[str]], str]:
+    """{class: its images, as paths from the folder of class folders}; and in words, what else is there."""
+    files, left_out = images_below(split_dir)
+    images: dict[str, list[str]] = {name: [] for name in _folders(split_dir)}
+    for file in files:
+        name, inside, _ = file.partition("/")
+        if inside:
+            images[name].append(file)
+    outside = len(files) - sum(map(len, images.values()))
+    empty = [name for name, found in images.items() if not found]
+    words = [left_out, f"images outside class folders: {outside:,}" if outside else ""]
+    words.append(f"folders without images: {', '.join(empty[:SHOWN])}" if empty else "")
+    words[-1] += f" and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
+    return {name: found for name, found in images.items() if found}, "; ".join(filter(None, words))
 
 
-def _list(split_dir: paths.Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Image files below each class folder, relative to `split_dir` and sorted, with their labels."""
-    files, labels = [], []
-    for label, name in enumerate(names):
-        below = paths.names_below(split_dir / name)
-        found = [f"{name}/{file}" for file in below if file.lower().endswith(IMAGE_SUFFIXES)]
-        files += found
-        labels += [label] * len(found)
-    return files, labels
+def _folders(place: paths.Path) -> list[str]:
+    return [name for name in paths.folders_in(place) if not _hidden(name)]
+
+
+def _has_images(folder: paths.Path) -> bool:
+    return any(not _left_out(file) for file in paths.names_below(folder))
+
+
+def _left_out(file: str) -> str:
+    """Why a file is no example, or nothing."""
+    if any(map(_hidden, file.split("/"))):
+        return "hidden files"
+    return "" if os.path.splitext(file)[1].lower() in suffixes() else "files that are no images"
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in NO_DATA
 
 
 def _is_eval(file: str) -> bool:

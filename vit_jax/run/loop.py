@@ -134,6 +134,9 @@ class _Loop:
         model, train = setup.spec.model, setup.cfg.train
         parameters = build.count(setup.forms.packed.params)
         say(f"model: {parameters:,} parameters, {model.classes} classes, {model.dtype}")
+        for note in dict.fromkeys(source.note() for source in self.data):
+            if note:
+                say(note)
         say(f"data: {self.data.train.size:,} training and {self.data.eval.size:,} evaluation examples")
         begins = f"continues after step {step}" if step else "starts"
         epochs = setup.steps * train.batch_size / self.data.train.size
