@@ -1,6 +1,7 @@
 """The evaluate and predict commands: what they print, save and compare."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -9,6 +10,9 @@ from commands import call
 from PIL import Image
 
 from vit_jax.cli import evaluate, predict
+from vit_jax.data import sources
+from vit_jax.data.source import labels_in
+from vit_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
@@ -35,24 +39,67 @@ def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_pat
         assert out.count("%  of") == 10
 
 
-def test_data_of_other_classes_is_refused_and_of_other_names_told(monkeypatch, capsys, workdir, tmp_path):
-    def evaluated(names):
-        for name in names:
-            (tmp_path / name).mkdir(exist_ok=True)
-            for i in range(30):
-                Image.new("L", (8, 8), 90).save(tmp_path / name / f"{i}.png")
-        data = ("--data.name=folder", f"--data.dir={tmp_path}")
-        code, _, err = call(monkeypatch, capsys, evaluate, workdir, *data)
-        return code, err[-1]
+@pytest.fixture
+def digits_folder(tmp_path):
+    """`make(**names)`: the digits of evaluation as image files, each digit in the folder of its name."""
 
-    code, told = evaluated(["ape", "bee"])
+    def make(folder, **names):
+        source = sources.digits(train=False)
+        for i in range(source.size):
+            image, label = source.get(i)
+            if f"d{label}" in names:
+                path = tmp_path / folder / "val" / names[f"d{label}"] / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image[..., 0]).save(path)
+        shutil.copytree(tmp_path / folder / "val", tmp_path / folder / "train")
+        return ("--data.name=folder", f"--data.dir={tmp_path / folder}")
+
+    return make
+
+
+def test_classes_of_a_folder_are_those_of_the_same_name(monkeypatch, capsys, workdir, digits_folder):
+    def evaluated(*data):
+        code, out, err = call(monkeypatch, capsys, evaluate, workdir, "--json", *data)
+        return (json.loads(out) if code == 0 else code), err[-1]
+
+    whole, _ = evaluated()
+    rows = {row["class"]: row for row in whole["classes"]}
+    some, told = evaluated(*digits_folder("some", d7="7", d2="2", d9="9"))
+    assert told == "note: the data has 3 of the model's 10 classes, and none of 0, 1, 3, 4 and 3 more"
+    assert some["classes"] == [rows["2"], rows["7"], rows["9"]]
+    wanted = sum(rows[name]["top1"] * rows[name]["examples"] for name in "279")
+    assert some["top1"] * some["examples"] == pytest.approx(wanted)
+
+
+def test_classes_that_the_model_has_not_are_refused_by_name(monkeypatch, capsys, workdir, digits_folder):
+    def evaluated(*data):
+        code, out, err = call(monkeypatch, capsys, evaluate, workdir, "--json", *data)
+        return code, err[-1], json.loads(out or "{}")
+
+    code, told, _ = evaluated(*digits_folder("few", d0="ape", d1="bee"))
     assert code == 2
-    assert "the data has 2 classes (ape, bee, ...), the model 10 (0, 1, 2, ...)" in told
-    code, told = evaluated(["ape", "bee", *"01234567"])
+    assert "the data has 2 classes (ape, bee), the model 10 (0, 1, 2, 3 and 6 more)" in told
+    code, told, _ = evaluated(*digits_folder("mixed", **{f"d{i}": f"{i}" for i in range(9)}, d9="ten"))
+    assert code == 2
+    assert "the model has no class of the data's ten: it has 0, 1, 2, 3 and 6 more" in told
+    code, told, facts = evaluated(*digits_folder("words", **{f"d{i}": f"digit{i}" for i in range(10)}))
     assert code == 0
     assert told == (
-        "note: 2 of 10 classes have other names in the data than in the model, the first 'ape' and '8'"
+        "note: the data's classes have other names than the model's, such as 'digit0' and '0': "
+        "they are taken in their order"
     )
+    assert facts["examples"] == 359
+
+
+def test_labels_follow_names_and_ambiguous_ones_are_refused():
+    of = lambda data, model: labels_in(model, data, classes=len(model)).tolist()
+    assert of(["c", "a"], ["a", "b", "c"]) == [2, 0]
+    assert of([], ["a", "b"]) == of(["x", "y"], ["a", "b"]) == [0, 1]
+    assert of(["crane", "crane"], ["crane", "crane"]) == [0, 1]
+    with pytest.raises(UserError, match="several classes of the name crane"):
+        of(["crane"], ["crane", "crane", "x"])
+    with pytest.raises(UserError, match="label -1, but 2 classes: give a labelled split"):
+        evaluate._renumbered(np.array([0, -1]), np.arange(2))
 
 
 def test_calibration_is_used_by_predict(monkeypatch, capsys, workdir, tmp_path):

@@ -22,10 +22,13 @@ from vit_jax.data.transforms import for_evaluation
 from vit_jax.errors import UserError
 from vit_jax.run import first_state
 from vit_jax.run.setup import set_up
+from vit_jax.sections import Loss
 from vit_jax.training import mesh as meshes
 from vit_jax.training.step import normalise
+from vit_jax.weights.adapt import Weights
 from vit_jax.weights.formats import orbax
 from vit_jax.weights.load import read
+from vit_jax.weights.report import Report
 from vit_jax.weights.save import write
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
@@ -161,6 +164,17 @@ def test_what_a_run_leaves_out_of_a_folder_is_one_line_of_its_log(tmp_path):
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("left out") == 1
     assert f"note: {path}: left out hidden files: 1\n" in log
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_is_refused(one_device):
+    cfg = config.apply(tiny(), ["--config.loss.teacher=t.npz"])
+    data, names = sources.open_splits(cfg.data), tuple("0123456789")
+    spec = set_up(dataclasses.replace(cfg, loss=Loss()), one_device, data).spec
+    teacher = lambda names: Weights(spec.model, {}, names, spec.preprocess, Report("t", "none", "r"))
+    for fits in ((), names, tuple(map(str, range(20, 30)))):
+        assert set_up(cfg, one_device, data, teacher(fits)).teacher_params == {}
+    with pytest.raises(UserError, match="in another order, the first '1' for '0'"):
+        set_up(cfg, one_device, data, teacher(("1", "0", *names[2:])))
 
 
 def test_names_that_an_encoding_lacks_are_escaped(tmp_path):

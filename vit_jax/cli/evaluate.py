@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax import config
 from vit_jax.cli.common import FIGURES, make_parser, output_path, run_command, save_figure, tell
+from vit_jax.data.source import labels_in, some
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -45,9 +46,14 @@ def main() -> None:
     found, names, data, loss = _run(args.ref, rest, args.batch_size, None, keep_logits=args.calibrate)
     facts = _facts(found, names)
     if args.compare:
-        other = predictions.load(args.compare)
+        other, other_names = predictions.load(args.compare), names
         if other is None:
-            other = _run(args.compare, rest, args.batch_size, data, keep_logits=False)[0]
+            other, other_names, *_ = _run(args.compare, rest, args.batch_size, data, keep_logits=False)
+        same = [
+            np.array(known)[rows.label].tolist() for known, rows in ((names, found), (other_names, other))
+        ]
+        if same[0] != same[1]:
+            raise UserError(f"--compare {args.compare} is of other examples: evaluate both on the same split")
         facts["compare"] = _compare(found, other, args.compare)
     if args.calibrate and found.logits is not None:
         fitted = calibration.fit(found.logits, found.label, loss=loss)
@@ -71,31 +77,39 @@ def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: 
     model, cfg = loaded.model, loaded.spec.model
     if data is None:
         data = config.override_data(loaded.data, rest)
-        preprocess = config.preprocess_of(data)
+        preprocess, source = config.preprocess_of(data), sources.open_split(data, train=False)
+        tell(source)
     else:  # the same examples, seen as this model wants to see them
-        preprocess = loaded.spec.preprocess
-    source = sources.open_split(data, train=False)
-    tell(source)
-    _check_classes(source.class_names, loaded.spec.class_names, cfg.classes)
+        preprocess, source = loaded.spec.preprocess, sources.open_split(data, train=False)
+    to = labels_in(loaded.spec.class_names, source.class_names, classes=cfg.classes)
+    _tell_classes(source.class_names, loaded.spec.class_names, to)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}
-    logits = walk(forward, loaded.params, source, data, **seen)
+    made = walk(forward, loaded.params, source, data, **seen)
+    logits = ((_renumbered(label_b, to), logits_bc) for label_b, logits_bc in made)
     found = predictions.collect(logits, keep_logits=keep_logits, loss=loaded.spec.loss)
     names = loaded.spec.class_names or tuple(source.class_names)
     return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data, loaded.spec.loss
 
 
-def _check_classes(data: Sequence[str], model: Sequence[str], classes: int) -> None:
-    """Raise UserError for data of another number of classes; say so where names differ."""
-    if data and len(data) != classes:
-        raise UserError(
-            f"the data has {len(data)} classes ({', '.join(data[:3])}, ...), the model {classes} "
-            f"({', '.join(model[:3]) or 'without names'}, ...): labels of one mean nothing to the other"
-        )
-    other = [(a, b) for a, b in zip(data, model, strict=False) if a != b]
-    if other:
-        differ = f"{len(other)} of {classes} classes have other names in the data than in the model"
-        print(f"note: {differ}, the first {other[0][0]!r} and {other[0][1]!r}", file=sys.stderr)
+def _renumbered(label_b: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """The model's labels. Raises UserError for labels of no class, as of splits that were never labelled."""
+    for label in (label_b.min(initial=0), label_b.max(initial=0)):
+        if not 0 <= label < len(to):
+            raise UserError(f"the data has label {label}, but {len(to)} classes: give a labelled split")
+    return to[label_b]
+
+
+def _tell_classes(data: Sequence[str], model: Sequence[str], to: np.ndarray) -> None:
+    """Say which classes the data lacks, or that classes are not matched by their names."""
+    if data and model and not set(data) & set(model):
+        differ = f"the data's classes have other names than the model's, such as {data[0]!r} and {model[0]!r}"
+        print(f"note: {differ}: they are taken in their order", file=sys.stderr)
+    present = set(to.tolist())
+    missing = [name for label, name in enumerate(model) if label not in present]
+    if missing:
+        has = f"the data has {len(to)} of the model's {len(model)} classes, and none of"
+        print(f"note: {has} {some(missing)}", file=sys.stderr)
 
 
 def _facts(found: Any, names: list[str]) -> dict[str, Any]:
@@ -119,8 +133,6 @@ def _facts(found: Any, names: list[str]) -> dict[str, Any]:
 def _compare(found: Any, other: Any, name: str) -> dict[str, Any]:
     from vit_jax.analysis import statistics
 
-    if not np.array_equal(found.label, other.label):
-        raise UserError(f"--compare {name} is of other examples: evaluate both on the same split")
     test = statistics.mcnemar(found.rank < 1, other.rank < 1)
     return {"other": name, "top1": float((other.rank < 1).mean()), **test._asdict()}
 

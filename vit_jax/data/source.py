@@ -2,15 +2,21 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from vit_jax import paths
 from vit_jax.data.decode import BrokenExample, Encoded
+from vit_jax.errors import UserError
 from vit_jax.paths import File
 
 Picture = Encoded | np.ndarray  # a file's bytes, or uint8 pixels [h, w, c]
+
+
+SHOWN = 4  # names of many in a message
 
 
 class Source(Protocol):
@@ -90,3 +96,38 @@ class InMemory(Source):
     def labels(self) -> np.ndarray:
         """int32 [size]."""
         return self.labels_n
+
+
+def labels_in(model: Sequence[str], data: Sequence[str], *, classes: int) -> np.ndarray:
+    """A model's label for each class of the data, int32 [classes of the data]: the class of the same name.
+
+    Where no name is known to the model, as numbers and words are unlike, classes correspond in their order.
+    Raises UserError for classes that the model has not, and for names that it has more than once.
+    """
+    in_order = np.arange(classes, dtype=np.int32)
+    if not data or tuple(data) == tuple(model):
+        return in_order
+    known, times = set(data) & set(model), Counter(model)
+    if not known and len(data) == classes:
+        return in_order
+    if not known:
+        raise UserError(
+            f"the data has {len(data)} classes ({some(data)}), the model {classes} "
+            f"({some(model) or 'without names'}): labels of one mean nothing to the other"
+        )
+    if unknown := [name for name in data if name not in known]:
+        raise UserError(
+            f"the model has no class of the data's {some(unknown)}: it has {some(model)}; leave out or "
+            "rename what it was not trained on"
+        )
+    if twice := [name for name in data if times[name] > 1]:
+        raise UserError(
+            f"the model has several classes of the name {some(twice)}: leave them out of the data"
+        )
+    return np.array([model.index(name) for name in data], np.int32)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -14,14 +14,13 @@ from PIL import Image
 from vit_jax import paths
 from vit_jax.data import records
 from vit_jax.data.decode import BrokenExample, Encoded, open_pillow, suffixes
-from vit_jax.data.source import InMemory, Picture, Source, Splits
+from vit_jax.data.source import InMemory, Picture, Source, Splits, some
 from vit_jax.errors import UserError
 from vit_jax.paths import File
 from vit_jax.sections import Data
 
 NO_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # what systems leave beside people's files, like hidden ones
 EVAL_SPLITS = ("validation", "val", "test")
-SHOWN = 4  # names of many in a message
 FOLDER_EVAL_PARTS = 10  # one part in ten of a folder without splits is kept for evaluation
 
 
@@ -145,7 +144,7 @@ def folder(cfg: Data, *, train: bool) -> Source:
     images, left_out = _list(split_dir)
     if unknown := sorted(images.keys() - set(names)):
         raise UserError(
-            f"data.dir={split_dir} has classes that {classes_dir} lacks ({', '.join(unknown[:SHOWN])}): "
+            f"data.dir={split_dir} has classes that {classes_dir} lacks ({some(unknown)}): "
             "rename or remove their folders"
         )
     files = [(file, label) for label, name in enumerate(names) for file in images.get(name, ())]
@@ -201,8 +200,7 @@ def _list(split_dir: paths.Path) -> tuple[dict[str, list[str]], str]:
     outside = len(files) - sum(map(len, images.values()))
     empty = [name for name, found in images.items() if not found]
     words = [left_out, f"images outside class folders: {outside:,}" if outside else ""]
-    words.append(f"folders without images: {', '.join(empty[:SHOWN])}" if empty else "")
-    words[-1] += f" and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
+    words.append(f"folders without images: {some(empty)}" if empty else "")
     return {name: found for name, found in images.items() if found}, "; ".join(filter(None, words))
 
 

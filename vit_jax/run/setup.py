@@ -157,7 +157,10 @@ def _step(recipe: Recipe, layout: Any, mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def _teacher(cfg: Config, spec: Spec, weights: Weights) -> Teacher:
-    """The teacher without its parameters. Raises UserError if its classes or channels are not the run's."""
+    """The teacher without its parameters. Raises UserError if its classes or channels are not the run's.
+
+    Where both have names, the classes are to be in the same order.
+    """
     pairs = {
         "classes": (weights.model.classes, spec.model.classes),
         "channels": (weights.preprocess.channels, spec.preprocess.channels),
@@ -165,4 +168,12 @@ def _teacher(cfg: Config, spec: Spec, weights: Weights) -> Teacher:
     for name, (its, ours) in pairs.items():
         if its != ours:
             raise UserError(f"loss.teacher={cfg.loss.teacher} has {its} {name}, the run has {ours}")
+    names = zip(weights.class_names, spec.class_names, strict=False)
+    if set(weights.class_names) & set(spec.class_names) and (
+        other := [pair for pair in names if len(set(pair)) > 1]
+    ):
+        raise UserError(
+            f"loss.teacher={cfg.loss.teacher} has other classes than the run, or in another order, the first "
+            f"{other[0][0]!r} for {other[0][1]!r}: train a teacher on this data"
+        )
     return Teacher(build.build(weights.model), weights.preprocess)
