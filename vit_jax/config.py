@@ -22,6 +22,9 @@ from vit_jax.sections import Config, Data, Preprocess, Spec
 # Fields that older runs stored in another section.
 MOVED = {"model.scan": "train.scan", "model.remat": "train.remat"}
 
+# What older runs did where a field was not there yet, if that is not its default: by data.name.
+BEFORE = {"folder": {"held_out": "by_file"}}
+
 
 def default() -> Any:
     """The tree of all fields at their defaults, a ConfigDict for config files to edit."""
@@ -85,7 +88,10 @@ def parse(tree: ConfigDict | dict[str, Any]) -> Config:
 
 def parse_stored(tree: dict[str, Any]) -> Config:
     """The config that a run stored, by this version or an older one. Raises UserError as `parse` does."""
-    return parse(_moved(tree))
+    tree = _moved(tree)
+    if isinstance(data := tree.get("data"), dict):
+        tree["data"] = BEFORE.get(data.get("name", ""), {}) | data
+    return parse(tree)
 
 
 def override_data(data: Data, arguments: list[str]) -> Data:

@@ -59,11 +59,7 @@ class Model:
     )
     qk_norm: bool = field(False, "LayerNorm of each head's queries and keys", mixer=False)
     layer_scale: float = field(
-        0.0,
-        "initial value of a learned scale on each branch's output; 0: none",
-        least=0,
-        mixer=0.0,
-        **TRAINING,
+        0.0, "initial value of a learned scale on each branch; 0: none", least=0, mixer=0.0, **TRAINING
     )
     dropout: float = rate("dropout rate after the embedding, the attention and both MLP layers", **TRAINING)
     stochastic_depth: float = rate("drop rate of the last block, growing linearly from 0", **TRAINING)
@@ -174,6 +170,9 @@ class Data(Preprocess):
     stage_dir: str = field("", "where a TFDS data set of gs:// is copied to; empty: in the user's cache")
     train_split: str = field("train", "split to train on, e.g. train[:98%]")
     eval_split: str = field("", "split to evaluate on; empty: validation, val or test, whichever exists")
+    held_out: Literal["by_class", "by_file"] = field(
+        "by_class", "of a folder without splits: a tenth of each class, or each file by its name alone"
+    )
     on_error: Literal["error", "skip"] = field("error", "unreadable example: stop, or weigh it 0 and log it")
     augment: Literal["none", "pad", "inception"] = field(
         "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
@@ -223,9 +222,7 @@ class Optim:
     momentum: float = rate("SGD, Adafactor, Muon: decay of the momentum", 0.9)
     momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "dtype of momentum")
     beta1: float = rate("AdamW, Lion, LAMB: decay of the gradient mean", 0.9)
-    beta2: float = rate(
-        "decay. AdamW, LAMB: of the squared mean; Adafactor: its cap; Lion: of the mean", 0.999
-    )
+    beta2: float = rate("decay of the squared mean, with Lion of the mean; Adafactor: its cap", 0.999)
     eps: float = field(1e-8, "AdamW, LAMB: added to the root of the squared mean", least=0)
     weight_decay: float = field(0.0, "decoupled, times the learning rate", least=0)
     decayed: tuple[str, ...] = field(("kernel$",), "parameters that weight decay applies to", pattern=True)
@@ -247,9 +244,7 @@ class Loss:
     name: LossName = field("softmax", "cross-entropy, or one binary one a class, summed")
     label_smoothing: float = rate("share of a label spread over all classes")
     mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: none", least=0)
-    cutmix: float = field(
-        0.0, "alpha of the area cut from another image; 0: no CutMix; with mixup: in turns", least=0
-    )
+    cutmix: float = field(0.0, "alpha of the area cut from another image; with mixup: in turns", least=0)
     teacher: str = field("", "distillation teacher: run, file, address or published name; empty: none")
     distill: Literal["hard", "soft"] = field("hard", "towards the teacher's best class, or its probabilities")
     distill_weight: float = share(0.5, "share of the distillation loss in the whole", hint=NO_TEACHER)

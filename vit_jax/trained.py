@@ -15,7 +15,7 @@ from vit_jax.sections import Config
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run in `workdir`: the steps done, and its last evaluation {"examples", "top1", "top5", "loss"}."""
+    """A run in `workdir`: the steps done, and its last evaluation: `evaluate.summarise`."""
 
     workdir: Path
     step: int

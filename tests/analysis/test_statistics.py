@@ -110,13 +110,35 @@ def test_too_few_examples_give_the_set_of_all_classes(tmp_path):
 def test_predictions_count_each_example_once_and_ties_against_the_model(tmp_path):
     logits = np.array([[2, 1, 0], [1, 1, 0], [0, 0, 0], [9, 9, 9]], np.float32)
     found = predictions.collect([(np.array([0, 1, 2], np.int32), logits[:3])], keep_logits=True)
-    metrics = predictions.metrics(found)
-    assert (metrics["examples"], metrics["top1"], metrics["top5"]) == (3, pytest.approx(1 / 3), 1.0)
+    metrics = predictions.metrics(found, classes=3)
+    assert (metrics["examples"], metrics["top1"]) == (3, pytest.approx(1 / 3))
     predictions.save(tmp_path / "p.npz", found)
     assert predictions.load(str(tmp_path / "p.npz")).rank.tolist() == [0, 1, 2]
     bad = np.array([7, 0, 0, 0], np.int32)
     with pytest.raises(UserError, match="the data has label 7, the model 3 classes"):
         predictions.collect([(bad, logits)], keep_logits=False)
+
+
+def test_metrics_of_classes_are_those_of_scikit_learn():
+    metrics_of = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    label = rng.choice(7, size=300, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05, 0]).astype(np.int32)
+    logits = rng.normal(size=(300, 7)).astype(np.float32) + 1.5 * np.eye(7, dtype=np.float32)[label]
+    found = predictions.collect([(label, logits)], keep_logits=False)
+    got = predictions.metrics(found, classes=7)
+    recalls = metrics_of.recall_score(label, found.predicted, labels=range(6), average=None)
+    wanted = {
+        "top1": metrics_of.accuracy_score(label, found.predicted),
+        "top5": metrics_of.top_k_accuracy_score(label, logits, k=5, labels=range(7)),
+        "macro": recalls.mean(),  # balanced_accuracy_score warns of the class without examples
+        "majority": np.bincount(label).max() / 300,
+        "worst": recalls.min(),
+        "worst_class": recalls.argmin(),
+        "loss": metrics_of.log_loss(label, scipy.special.softmax(logits, axis=1), labels=range(7)),
+    }
+    assert got.pop("examples") == 300
+    # The loss is a mean of float32 numbers.
+    assert got == pytest.approx(wanted, rel=1e-6)
 
 
 def test_a_walk_meets_each_example_once_in_order_on_all_devices():

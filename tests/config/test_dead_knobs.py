@@ -109,6 +109,7 @@ IN_THE_RUN = {
 }
 # Fields that take files, with the test that shows what they change.
 OBSERVED_ELSEWHERE = {
+    "data.held_out": "test_a_folder_keeps_a_tenth_of_each_class_and_added_files_move_few",
     "data.on_error": "test_skip_trains_on_without_broken_files_and_names_them",
     "data.cache_gib": "test_a_run_reads_its_files_once",
     "data.stage_dir": "test_a_tfds_data_set_is_copied_once_and_gives_the_same_examples",

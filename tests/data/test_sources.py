@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from image_files import encode, photo
 from PIL import Image
 
+from vit_jax import config
 from vit_jax.data import cache, loader, sources
 from vit_jax.data.decode import BrokenExample
 from vit_jax.errors import UserError
@@ -46,6 +48,51 @@ def test_a_folder_of_classes_is_split_by_name_and_sorted(tmp_path: Path) -> None
     again = sources.open_split(cfg, train=True)
     np.testing.assert_array_equal(train.labels(), again.labels())
     assert pickle.loads(pickle.dumps(train)).images == train.images
+
+
+def held_out(folder: Path, rule: str) -> set[str]:
+    cfg = config.override_data(
+        Data(), ["--data.name=folder", f"--data.dir={folder}", f"--data.held_out={rule}"]
+    )
+    train, test = (sources.open_split(cfg, train=t) for t in (True, False))
+    assert not set(train.images) & set(test.images)
+    assert len(train.images) + len(test.images) == sum(1 for _ in folder.rglob("*.png"))
+    return set(test.images)
+
+
+def test_a_folder_keeps_a_tenth_of_each_class_and_added_files_move_few(tmp_path: Path) -> None:
+    counts = {"ape": 204, "bee": 36, "cow": 8, "dog": 2, "emu": 1}
+    for name, count in counts.items():
+        for i in range(count):
+            save(tmp_path / name / f"{i}.png", b"")
+    before = held_out(tmp_path, "by_class")
+    assert [sum(f.startswith(name) for f in before) for name in counts] == [20, 4, 1, 1, 0]
+    by_file = held_out(tmp_path, "by_file")
+    assert by_file == {
+        f"{name}/{i}.png"
+        for name, n in counts.items()
+        for i in range(n)
+        if zlib.crc32(f"{name}/{i}.png".encode()) % 10 == 0
+    }
+    old = {f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*.png")}
+    for i in range(204, 224):
+        was = held_out(tmp_path, "by_class")
+        save(tmp_path / "ape" / f"{i}.png", b"")
+        assert len((was ^ held_out(tmp_path, "by_class")) - {f"ape/{i}.png"}) <= 1
+    after = held_out(tmp_path, "by_class")
+    assert sum(f.startswith("ape") for f in after) == 22
+    assert len((before ^ after) & old) <= 4
+    assert held_out(tmp_path, "by_file") & old == by_file
+
+
+def test_runs_of_before_keep_their_split() -> None:
+    tree = config.load_file("configs/quickstart.py").to_dict()
+    del tree["data"]["held_out"]
+    assert config.parse_stored(tree).data.held_out == "by_class"  # of digits, where it has no meaning
+    tree["data"].update(name="folder", dir="photos")
+    assert config.parse_stored(tree).data.held_out == "by_file"
+    tree["data"]["held_out"] = "by_class"
+    assert config.parse_stored(tree).data.held_out == "by_class"
 
 
 @pytest.mark.parametrize("second", ["val", "test", "validation"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 import scipy.special
 import torch_reference
+from commands import call
 from paths import GOLDEN, ROOT
 from PIL import Image
 from tiny_run import tiny
 
 import vit_jax
 from vit_jax import config, loaded
+from vit_jax.cli import evaluate
 from vit_jax.data import sources
+from vit_jax.data.source import Splits
 from vit_jax.data.transforms import for_evaluation
 from vit_jax.errors import UserError
 from vit_jax.run import first_state
@@ -164,6 +168,40 @@ def test_what_a_run_leaves_out_of_a_folder_is_one_line_of_its_log(tmp_path):
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("left out") == 1
     assert f"note: {path}: left out hidden files: 1\n" in log
+
+
+def test_an_evaluation_tells_the_mean_of_classes_the_majority_and_the_worst(tmp_path, monkeypatch, capsys):
+    path = photos(tmp_path / "photos", cat=80, dog=40, emu=10)
+    run = vit_jax.train(on_photos(path), tmp_path / "run")
+    data = sources.open_split(on_photos(path).data, train=False)
+    pictures, labels = zip(*(data.get(i) for i in range(data.size)), strict=True)
+    said = run.load().probabilities([picture.pillow for picture in pictures]).argmax(axis=1)
+    hit = [(said[np.array(labels) == label] == label).mean() for label in range(3)]
+    assert min(hit) == 0  # two steps are too few to learn of a class of ten
+    told = ("examples", "majority", "worst", "worst_class", "macro")
+    wanted = (13, 8 / 13, 0, np.argmin(hit), np.mean(hit))
+    assert [run.metrics[name] for name in told] == pytest.approx(wanted)
+    assert "top5" not in run.metrics
+    log = (tmp_path / "run" / "log.txt").read_text()
+    worst, macro = data.class_names[np.argmin(hit)], f"{np.mean(hit):.2%}"
+    line = rf"top-1 \S+ \(majority class 61.54%\), mean of classes {macro}, worst {worst} 0.00%, loss"
+    assert len(re.findall(line, log)) == 2
+    assert "top-5" not in log
+    code, out, _ = call(monkeypatch, capsys, evaluate, tmp_path / "run")
+    assert code == 0
+    assert re.search(f"(?m)^{line}", out.rpartition("use it:")[2])
+    facts = json.loads(call(monkeypatch, capsys, evaluate, tmp_path / "run", "--json")[1])
+    own = {k: v for k, v in run.metrics.items() if k not in ("loss", "worst_class")}
+    assert {k: facts[k] for k in own} == pytest.approx(own)
+    assert facts["worst_class"] == worst
+
+
+@pytest.mark.parametrize("labels", ["cat", "cat dog"])
+def test_data_of_one_class_is_refused(tmp_path, labels):
+    data = [sources.arrays(np.zeros((9, 8, 8), np.uint8), [0] * 9, labels.split())] * 2
+    with pytest.raises(UserError, match=r"of one class \(cat\): there is nothing to learn"):
+        vit_jax.train(tiny(), tmp_path / "run", data=Splits(*data))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_the_same_classes_in_another_order_is_refused(one_device):

@@ -10,6 +10,7 @@ from vit_jax import paths
 from vit_jax.analysis.calibration import CONFIDENCE
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
+from vit_jax.training.evaluate import BEST, summarise
 
 
 class Predictions(NamedTuple):
@@ -44,11 +45,12 @@ def collect(
     return Predictions(label, predicted, confidence, rank, losses, logits, rate)
 
 
-def metrics(found: Predictions) -> dict[str, float]:
-    """{"examples", "top1", "top5" (fractions), "loss" (mean)}."""
-    loss = float(found.loss.mean(dtype=np.float64))
-    hits = {f"top{k}": float((found.rank < k).mean()) for k in (1, 5)}
-    return {"examples": len(found.label), **hits, "loss": loss}
+def metrics(found: Predictions, *, classes: int) -> dict[str, float]:
+    """What `training.evaluate.summarise` says of them."""
+    by_class = lambda weights: np.bincount(found.label, weights=weights, minlength=classes)
+    correct_n = found.rank < 1
+    loss, top5 = found.loss.sum(dtype=np.float64), (found.rank < BEST).sum()
+    return summarise(loss, top5, by_class(correct_n), by_class(None))
 
 
 def save(path: Path, found: Predictions) -> None:

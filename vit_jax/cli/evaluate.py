@@ -122,7 +122,9 @@ def _facts(found: Any, names: list[str]) -> dict[str, Any]:
         for i, n in enumerate(np.bincount(found.label, minlength=len(names)))
         if n
     ]
-    return predictions.metrics(found) | {
+    metrics = predictions.metrics(found, classes=len(names))
+    return metrics | {
+        "worst_class": names[int(metrics["worst_class"])],
         "top1_interval": [low, high],
         "ece": statistics.expected_calibration_error(found.confidence, correct),
         "images_per_s": found.images_per_s,
@@ -140,9 +142,11 @@ def _compare(found: Any, other: Any, name: str) -> dict[str, Any]:
 def _text(facts: dict[str, Any], *, table: bool) -> str:
     from vit_jax.training.evaluate import format_metrics
 
+    names = [row["class"] for row in facts["classes"]]
+    measured = facts | {"worst_class": names.index(facts["worst_class"])}
     low, high = facts["top1_interval"]
     lines = [
-        format_metrics(facts),
+        format_metrics(measured, names),
         f"top-1 is within {low:.2%} .. {high:.2%} (95%, bootstrap), calibration error {facts['ece']:.2%}, "
         f"{facts['images_per_s']:,.0f} images/s",
     ]

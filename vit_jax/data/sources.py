@@ -149,7 +149,8 @@ def folder(cfg: Data, *, train: bool) -> Source:
         )
     files = [(file, label) for label, name in enumerate(names) for file in images.get(name, ())]
     if not has_splits:
-        files = [(file, label) for file, label in files if _is_eval(file) != train]
+        held_out = {f for found in images.values() for f in HELD_OUT[cfg.held_out](found)}
+        files = [(file, label) for file, label in files if (file in held_out) != train]
     if not files:
         use = "training" if train else "evaluation"
         raise UserError(
@@ -223,10 +224,23 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in NO_DATA
 
 
-def _is_eval(file: str) -> bool:
+def _by_file(files: Sequence[str]) -> list[str]:
     # By name, not by rank: adding files does not move others between the splits.
-    return zlib.crc32(file.encode()) % FOLDER_EVAL_PARTS == 0
+    return [file for file in files if _hash(file) % FOLDER_EVAL_PARTS == 0]
 
+
+def _by_class(files: Sequence[str]) -> list[str]:
+    # As many as a tenth is, at least one of two. In an order by name that begins with those of `_by_file`: of
+    # each class an added file moves one other at most, and most move none.
+    count = max((len(files) + FOLDER_EVAL_PARTS // 2) // FOLDER_EVAL_PARTS, int(len(files) > 1))
+    return sorted(files, key=lambda file: (_hash(file) % FOLDER_EVAL_PARTS, _hash(file)))[:count]
+
+
+def _hash(file: str) -> int:
+    return zlib.crc32(file.encode())
+
+
+HELD_OUT = {"by_class": _by_class, "by_file": _by_file}  # files of one class for evaluation, by data.held_out
 
 # By data.name; every other name is a TFDS data set.
 SOURCES: dict[str, Callable[[Data, bool], Source]] = {

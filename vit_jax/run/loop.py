@@ -91,7 +91,7 @@ def run(
                 checkpoints.close()
                 best.close()
             report.flush()
-            report.say(_conclusion(folder, outcome))
+            report.say(_conclusion(folder, outcome, setup.spec.class_names))
     return outcome
 
 
@@ -242,7 +242,9 @@ class _Loop:
         metrics = self.setup.evaluate(params, self.data.eval, self.setup.cfg.data)
         self.report.add(step, {f"{name}/{key}": value for key, value in metrics.items()})
         mean = " of the mean parameters" if name == "eval_ema" else ""
-        self.report.say(f"step {step}: evaluation{mean} {format_metrics(metrics)}")
+        self.report.say(
+            f"step {step}: evaluation{mean} {format_metrics(metrics, self.setup.spec.class_names)}"
+        )
         return metrics, params
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
@@ -252,13 +254,13 @@ class _Loop:
         )
 
 
-def _conclusion(folder: Workdir, outcome: Outcome) -> str:
+def _conclusion(folder: Workdir, outcome: Outcome, class_names: Sequence[str]) -> str:
     if outcome.signal:
         name = signal.Signals(outcome.signal).name
         return f"stopped by {name} after step {outcome.step}, saved: the same command continues from here"
     return "\n".join(
         (
-            f"done: {format_metrics(outcome.metrics)}",
+            f"done: {format_metrics(outcome.metrics, class_names)}",
             f"curves: {folder.curves}, or tensorboard --logdir {folder.path}",
             f"use it: python -m vit_jax.cli.predict {folder.path} IMAGE",
         )

@@ -85,6 +85,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
     train = cfg.train
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
+    _want_classes(data.train)
     spec = describe(cfg, data.train)
     model = build.build(spec.model, scan=train.scan, remat=train.remat)
     recipe = Recipe(
@@ -141,6 +142,16 @@ def describe(cfg: Config, source: Source) -> Spec:
         class_names=source.class_names,
         loss=cfg.loss.name,
     )
+
+
+def _want_classes(source: Source) -> None:
+    """Raise UserError for data of one class, or of one label."""
+    names, labels = source.class_names, source.labels()
+    if len(names) == 1 or (labels is not None and len(labels) and labels.min() == labels.max()):
+        only = f" ({names[int(labels[0]) if labels is not None else 0]})" if names else ""
+        raise UserError(
+            f"the training data is of one class{only}: there is nothing to learn; give images of at least two"
+        )
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:

@@ -15,7 +15,7 @@ from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
 from vit_jax.weights.formats import orbax
 
-COLUMNS = ("rank", "run", "state", "step", "top1", "top5", "loss")
+COLUMNS = ("rank", "run", "state", "step", "top1", "macro", "loss")
 
 
 def run(
@@ -94,7 +94,7 @@ def _row(point: Point, workdir: Path) -> dict[str, Any]:
         "state": "not begun",
         "step": 0,
         "top1": math.nan,
-        "top5": math.nan,
+        "macro": math.nan,
         "loss": math.nan,
     }
     folder = Workdir(workdir / point.name).checkpoints

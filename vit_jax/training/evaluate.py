@@ -2,11 +2,12 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +15,9 @@ from vit_jax.data import loader
 from vit_jax.data.source import Source
 from vit_jax.sections import Data, Preprocess, Spec
 from vit_jax.training import mesh as meshes
-from vit_jax.training.step import eval_step, normalise, zero_sums
+from vit_jax.training.step import EvalSums, eval_step, normalise
+
+BEST = 5  # of top-5
 
 
 class Evaluator:
@@ -23,7 +26,8 @@ class Evaluator:
     def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
         step = functools.partial(eval_step, model=model, preprocess=spec.preprocess)
         everywhere = meshes.everywhere(mesh)
-        self._zero = jax.jit(zero_sums, out_shardings=everywhere)
+        zero, by_class = jnp.zeros((), jnp.float32), jnp.zeros(spec.model.classes, jnp.float32)
+        self._zero = jax.jit(lambda: EvalSums(zero, zero, by_class, by_class), out_shardings=everywhere)
         self._add = jax.jit(
             lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch)),
             out_shardings=everywhere,
@@ -42,7 +46,7 @@ class Evaluator:
         return self._add.lower(sums, params, batch).compile()
 
     def __call__(self, params: Any, source: Source, cfg: Data) -> dict[str, float]:
-        """{"examples", "top1", "top5" (fractions), "loss" (mean)} of `source`, read as `cfg` says."""
+        """What `summarise` says of `source`, read as `cfg` says."""
         rows = meshes.host_rows(self._batch_size, self._mesh)
         batches = loader.EvalBatches(
             source, self._spec.preprocess, self._spec.model.image_hw, self._batch_size, rows
@@ -50,8 +54,7 @@ class Evaluator:
         sums = self._zero()
         for batch in loader.iterate(batches, cfg):
             sums = self._add(sums, params, meshes.to_devices(batch, self._batch_size, self._mesh))
-        loss, top1, top5, weight = map(float, jax.device_get(sums))
-        return {"examples": int(weight), "top1": top1 / weight, "top5": top5 / weight, "loss": loss / weight}
+        return summarise(*jax.device_get(sums))
 
 
 def walk(
@@ -86,7 +89,37 @@ def _filling(batch_size: int, mesh: Mesh) -> int:
     return math.ceil(batch_size / mesh.size) * mesh.size
 
 
-def format_metrics(metrics: dict[str, float]) -> str:
-    """Such as `top-1 98.61%, top-5 100.00%, loss 0.0567 on 359 examples`."""
-    shares = f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}"
-    return f"{shares}, loss {metrics['loss']:.4f} on {metrics['examples']:,} examples"
+def summarise(loss: float, top5: float, hits_c: np.ndarray, examples_c: np.ndarray) -> dict[str, float]:
+    """Metrics of sums over a split: {"examples", "top1", "top5", "macro", "majority", "worst", "loss", ...}.
+
+    "macro" is the mean of the accuracies of the classes that have examples, "worst" the least of them, that
+    of the label "worst_class"; "majority" is the top-1 of always naming the most frequent class. Of at most
+    five classes there is no "top5": it would be 1.
+    """
+    hits_c, examples_c = np.asarray(hits_c, np.float64), np.asarray(examples_c, np.float64)
+    examples = float(examples_c.sum())
+    accuracy_c = hits_c / np.maximum(examples_c, 1)
+    worst = int(np.where(examples_c > 0, accuracy_c, np.inf).argmin())
+    among_five = {"top5": float(top5) / examples} if len(examples_c) > BEST else {}
+    return {
+        "examples": int(examples),
+        "top1": float(hits_c.sum()) / examples,
+        **among_five,
+        "macro": float(accuracy_c[examples_c > 0].mean()),
+        "majority": float(examples_c.max()) / examples,
+        "worst": float(accuracy_c[worst]),
+        "worst_class": worst,
+        "loss": float(loss) / examples,
+    }
+
+
+def format_metrics(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
+    """On one line: what there is of `summarise`, which older runs did not store whole."""
+    parts = [f"top-1 {metrics['top1']:.2%}"]
+    parts += [f"top-5 {metrics['top5']:.2%}"] if "top5" in metrics else []
+    if "macro" in metrics:
+        worst = int(metrics["worst_class"])
+        name = class_names[worst] if worst < len(class_names) else str(worst)
+        parts[0] += f" (majority class {metrics['majority']:.2%})"
+        parts.append(f"mean of classes {metrics['macro']:.2%}, worst {name} {metrics['worst']:.2%}")
+    return f"{', '.join(parts)}, loss {metrics['loss']:.4f} on {metrics['examples']:,} examples"

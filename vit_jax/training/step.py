@@ -32,6 +32,15 @@ class Sums(NamedTuple):
     weight: jax.Array
 
 
+class EvalSums(NamedTuple):
+    """Float32 sums over examples: loss, hits among the best five, and a class hits and examples [c]."""
+
+    loss: jax.Array
+    top5: jax.Array
+    hits_c: jax.Array
+    examples_c: jax.Array
+
+
 class Guard(NamedTuple):
     """Steps skipped so far, int32; the usual loss, a float32 running mean; whether the run must stop."""
 
@@ -222,7 +231,7 @@ def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg
     return _sums(loss_b, answer_bc, part.target.argmax(axis=1), part.weight)
 
 
-def eval_step(params: Any, batch: Any, *, model: nn.Module, preprocess: Preprocess) -> Sums:
+def eval_step(params: Any, batch: Any, *, model: nn.Module, preprocess: Preprocess) -> EvalSums:
     """Metric sums of a batch without dropout; rows of weight 0 do not count."""
     logits_bc: Any = model.apply({"params": params}, normalise(batch.image, preprocess), train=False)
     return measure(logits_bc, batch.label, batch.weight)
@@ -234,9 +243,16 @@ def normalise(image_bhwc: jax.Array, cfg: Preprocess) -> jax.Array:
     return (image_bhwc.astype(jnp.float32) - scale(cfg.mean)) / scale(cfg.std)
 
 
-def measure(logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> Sums:
+def measure(logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> EvalSums:
     """Weighted sums of the softmax cross-entropy and of the hits, whatever loss the model was trained on."""
-    return _sums(losses.softmax_cross_entropy(logits_bc, label_b), logits_bc, label_b, weight_b)
+    sums = _sums(losses.softmax_cross_entropy(logits_bc, label_b), logits_bc, label_b, weight_b)
+    by_class = lambda x_b: jnp.zeros(logits_bc.shape[1], jnp.float32).at[label_b].add(x_b)
+    return EvalSums(
+        loss=sums.loss,
+        top5=sums.top5,
+        hits_c=by_class(in_top(logits_bc, label_b, 1) * weight_b),
+        examples_c=by_class(weight_b),
+    )
 
 
 def zero_sums() -> Sums:
