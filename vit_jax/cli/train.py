@@ -10,7 +10,7 @@ from typing import Any, cast
 from vit_jax import config, fields, paths, sections
 from vit_jax.cli.common import make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
-from vit_jax.run import cpu, sweep_points
+from vit_jax.run import clock, cpu, sweep_points
 from vit_jax.run import target as targets
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_DIR names another
@@ -32,6 +32,7 @@ fields of a config:
 def main() -> int:
     """Parse the command line and do what it says. Returns the exit code: 128 + n after signal n."""
     cpu.take_up_signals()
+    started = clock.process_start()
     parser = make_parser(__doc__, EXAMPLES + fields.describe(sections.Config))
     _add_arguments(parser)
     args, rest = parser.parse_known_args()
@@ -61,10 +62,11 @@ def main() -> int:
         return _plan(configs[0], args)
     if args.sweep:
         runs = list(zip(points, configs, strict=True))
-        ended_by = sweep.run(runs, workdir, index=args.sweep_index, compiled=compiled)
+        ended_by = sweep.run(runs, workdir, index=args.sweep_index, compiled=compiled, started=started)
     else:
         accept = args.config_change == "accept"
-        ended_by = loop.run(configs[0], workdir, accept_change=accept, compiled=compiled).signal
+        outcome = loop.run(configs[0], workdir, accept_change=accept, compiled=compiled, started=started)
+        ended_by = outcome.signal
     return 128 + ended_by if ended_by else 0
 
 

@@ -48,14 +48,16 @@ def run(
     sinks: Sequence[Sink] = (),
     accept_change: bool = False,
     compiled: Callable[[Path], None] = lambda workdir: None,
+    started: float | None = None,
 ) -> Outcome:
     """Train `cfg` in `workdir`, continuing what is there. Raises UserError for what the user can mend.
 
     `data` replaces the sources that `cfg.data` names; `sinks` are told what the run reports, beside its own.
     A workdir of another config is refused unless `accept_change`. SIGTERM and SIGINT save a checkpoint and
     end the run early. `compiled(workdir)` is called when what the run calls is compiled, and nothing else is
-    begun.
+    begun. `started` is when the run's own process began, in seconds of `time.monotonic`.
     """
+    clock = Clock(started)
     mesh = meshes.make(cfg.device, cfg.fsdp)
     primary = jax.process_index() == 0
     if primary:
@@ -72,25 +74,32 @@ def run(
         done = orbax.steps_in(folder.checkpoints)
         weights = first_state.read_init(setup) if cfg.init and not done else None
         if not done or done[-1] < setup.steps:
-            setup.compile_ahead(fresh=not (cfg.init or done))
-            orbax.compile_digests(first_state.trees(setup, setup.forms.stored))
+            with clock.spent("compiling"):
+                setup.compile_ahead(fresh=not (cfg.init or done))
+                orbax.compile_digests(first_state.trees(setup, setup.forms.stored))
             compiled(workdir)
         distributed.wait_for_all()
         folder.claim(cfg)  # not before all that can be refused: a corrected command would be another config's
         checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
         best = Best(folder.best)
-        state, metrics = first_state.begin(checkpoints, setup, weights)
-        if not int(state.step):
+        with clock.spent("restoring"):
+            state, metrics = first_state.begin(checkpoints, setup, weights)
+        step = int(state.step)
+        if not step:
             best.begin_anew()
-        own = own_sinks.of_run(folder, step=int(state.step), steps=setup.steps) if primary else []
+        clock.begin(step, repeated=max(own_sinks.reached(folder.metrics) - step, 0) if primary else 0)
+        own = own_sinks.of_run(folder, step=step, steps=setup.steps) if primary else []
         with Reporter([*own, *sinks] if primary else []) as report:
-            loop = _Loop(setup, data, teacher_params, checkpoints, best, report)
-            loop.introduce(int(state.step))
+            loop = _Loop(setup, data, teacher_params, checkpoints, best, report, clock)
+            loop.introduce(step)
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, metrics, stop)
-                checkpoints.close()
-                best.close()
+                with clock.spent("saving"):
+                    checkpoints.close()
+                    best.close()
             report.flush()
+            if told := clock.summary():
+                report.say(told)
             report.say(_conclusion(folder, outcome, setup.spec.class_names))
     return outcome
 
@@ -125,6 +134,7 @@ class _Loop:
     checkpoints: Checkpoints
     best: Best
     report: Reporter
+    clock: Clock
 
     def introduce(self, step: int) -> None:
         """Say the notices of set-up, then what the run will do."""
@@ -139,36 +149,37 @@ class _Loop:
                 say(note)
         say(f"data: {self.data.train.size:,} training and {self.data.eval.size:,} evaluation examples")
         begins = f"continues after step {step}" if step else "starts"
+        again = f"; the first {n} steps are repeated" if (n := self.clock.repeated) else ""
         epochs = setup.steps * train.batch_size / self.data.train.size
         span = f"ends at step {setup.steps} ({epochs:.1f} epochs of batches of {train.batch_size})"
-        say(f"run: {begins}, {span}")
+        say(f"run: {begins}, {span}{again}")
 
     def train(self, state: State, metrics: dict[str, float], stop: Callable[[int], int | None]) -> Outcome:
         """Steps until the end or a signal; saves before it returns."""
         setup, cfg = self.setup, self.setup.cfg.train
         step = saved = int(state.step)
         stream = loader.iterate(self._batches(), setup.cfg.data, start=step)
-        clock = Clock(step)
         sent: deque[jax.Array] = deque()  # whether the run must stop, of steps that may not be done yet
         stopped = None
         while step < setup.steps and not (stopped := stop(step)):
-            with clock.waiting():
+            with self.clock.spent("data"):
                 batch = next(stream)
             state, halted = setup.step(
                 state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), self.teacher_params
             )
+            step += 1
+            self.clock.sent(step)
             sent.append(halted)
             if len(sent) > SENT_AHEAD and float(sent.popleft()):
                 self._halt(state, metrics)
-            step += 1
             last = step == setup.steps
             if self._due(step) and float(halted):
                 self._halt(state, metrics)
             if last or step % cfg.log_every == 0:
-                self._log(state, step, clock)
+                self._log(state, step)
             if last or (cfg.eval_every and step % cfg.eval_every == 0):
-                metrics = self._evaluate(state, step)
-                clock.restart(step)
+                with self.clock.spent("evaluation"):
+                    metrics = self._evaluate(state, step)
             # After the evaluation: a checkpoint of a step says that all of the step was done and written.
             if last or step % cfg.checkpoint_every == 0:
                 self._save(state, step, metrics)
@@ -209,9 +220,9 @@ class _Loop:
         image_hw, seed = setup.spec.model.image_hw, setup.cfg.seed
         return loader.TrainBatches(self.data.train, setup.cfg.data, image_hw, size, seed, setup.steps, rows)
 
-    def _log(self, state: State, step: int, clock: Clock) -> None:
+    def _log(self, state: State, step: int) -> None:
         loss, top1, _, weight = map(float, jax.device_get(state.window))
-        rates = clock.read(step, self.setup.cfg.train.batch_size)
+        rates = self.clock.read(self.setup.cfg.train.batch_size)
         lr = float(self.setup.schedule(step - 1))
         skipped = int(state.guard.skipped)
         weight = max(weight, 1.0)  # of skipped steps alone there is nothing to tell
@@ -231,11 +242,9 @@ class _Loop:
                 best_metrics, best_params = metrics, params
         self.report.flush()
         if best_metrics["top1"] > self.best.top1:
-            self.best.save(
-                step,
-                first_state.record(self.setup, best_metrics),
-                params=self.setup.forms.unpack(best_params),
-            )
+            record = first_state.record(self.setup, best_metrics)
+            with self.clock.spent("saving"):
+                self.best.save(step, record, params=self.setup.forms.unpack(best_params))
         return best_metrics
 
     def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
@@ -248,10 +257,10 @@ class _Loop:
         return metrics, params
 
     def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
-        self.report.flush()  # a checkpoint of a step says that its metrics are written, too
-        self.checkpoints.save(
-            step, first_state.record(self.setup, metrics), **first_state.trees(self.setup, state)
-        )
+        record, trees = first_state.record(self.setup, metrics), first_state.trees(self.setup, state)
+        with self.clock.spent("saving"):
+            self.report.flush()  # a checkpoint of a step says that its metrics are written, too
+            self.checkpoints.save(step, record, **trees)
 
 
 def _conclusion(folder: Workdir, outcome: Outcome, class_names: Sequence[str]) -> str:

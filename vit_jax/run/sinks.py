@@ -92,6 +92,11 @@ class Log(Sink):
         self._file.close()
 
 
+def reached(path: paths.Path) -> int:
+    """The last step that metrics in a file tell of; 0 without any. Raises UserError if they are damaged."""
+    return max((step for step, _ in _whole_lines(path)), default=0)
+
+
 class Metrics(Sink):
     """One JSON object a line, each written at once."""
 
@@ -100,19 +105,25 @@ class Metrics(Sink):
         self._path = path
         if not path.exists():
             return
-        try:
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path} cannot be read ({e}): remove what is wrong in it, or all of it") from e
         part = path.with_suffix(".tmp")
-        part.write_text(kept)
+        part.write_text("".join(line for at, line in _whole_lines(path) if at <= step))
         part.replace(path)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One line."""
         with self._path.open("a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def _whole_lines(path: paths.Path) -> list[tuple[int, str]]:
+    """(step, line) of each line that is whole."""
+    if not path.exists():
+        return []
+    try:
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [(int(json.loads(line)["step"]), line) for line in whole]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} cannot be read ({e}): remove what is wrong in it, or all of it") from e
 
 
 class Curves(Sink):

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,11 +25,12 @@ def run(
     *,
     index: int | None = None,
     compiled: Callable[[Path], None] = lambda workdir: None,
+    started: float | None = None,
 ) -> int | None:
     """Train each point, or that of `index` alone, then write the table. Returns a signal that ended it early.
 
     A finished run is skipped, an interrupted one continued; the table says which failed. `compiled` is called
-    for each run as `loop.run` says.
+    for each run as `loop.run` says, which also takes when the process `started`.
     """
     if index is not None and not 0 <= index < len(points):
         raise UserError(f"--sweep_index={index} is not one of the {len(points)} runs, 0 to {len(points) - 1}")
@@ -38,13 +40,15 @@ def run(
             continue
         print(f"{point.name}: {' '.join(point.arguments)}", flush=True)
         try:
-            outcome = loop.run(cfg, workdir / point.name, compiled=compiled)
+            outcome = loop.run(cfg, workdir / point.name, compiled=compiled, started=started)
         except UserError as e:
             if index is not None:
                 raise
             print(f"{point.name}: {e}", flush=True)
             compiled = lambda workdir: None  # a process that starts again would try this run again
             continue
+        finally:
+            started = started and time.monotonic()  # the next run begins here
         if outcome.signal:
             return outcome.signal
     rows = ranked([_row(point, workdir) for point, _ in points])
