@@ -266,6 +266,7 @@ class Train:
     checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved", least=1)
     keep: int = field(2, "newest checkpoints kept; the best is kept apart", least=1)
     log_every: int = field(50, "steps between log lines and metrics", least=1)
+    stall_minutes: float = field(30.0, "end all processes if one makes no progress; 0: never", least=0)
     max_skipped: int = field(0, "steps that are not finite to skip before the run stops", least=0)
     spike: float = field(0.0, "skip steps whose loss is above this many times the usual; 0: none", least=0)
     micro_batches: int = field(1, "parts of a batch, computed one after another to save memory", least=1)

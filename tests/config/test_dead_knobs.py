@@ -107,13 +107,14 @@ IN_THE_RUN = {
     "train.checkpoint_every": ({}, 3),
     "train.keep": ({}, 1),
 }
-# Fields that take files, with the test that shows what they change.
+# Fields that take files or much time, with the test that shows what they change.
 OBSERVED_ELSEWHERE = {
     "data.held_out": "test_a_folder_keeps_a_tenth_of_each_class_and_added_files_move_few",
     "data.on_error": "test_skip_trains_on_without_broken_files_and_names_them",
     "data.cache_gib": "test_a_run_reads_its_files_once",
     "data.stage_dir": "test_a_tfds_data_set_is_copied_once_and_gives_the_same_examples",
     "loss.teacher": "test_a_file_can_be_the_teacher",
+    "train.stall_minutes": "test_no_limit_no_thread",
 }
 TABLES = (IN_THE_STEP, IN_THE_BATCHES, IN_THE_LOADER, IN_THE_RUN, OBSERVED_ELSEWHERE)
 

@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from vit_jax.errors import UserError
 from vit_jax.run import rendezvous
 
-HEARTBEAT_S = 60  # after which the others end, if one process is gone
+HEARTBEAT_S = 60  # after which the others end, if one process is gone: by the watchdog, which names it
+UNNAMED_S = 3 * HEARTBEAT_S  # the same, by jax: half of it at the least, as it asks twice in this time
 APART_S = 3600  # that processes may be apart after compiling
 JOIN_S = 300  # for all processes of a run to have started
 # Names of jax's cluster environments.
@@ -65,7 +66,7 @@ def join(address: tuple[str, int, int] | None, *, timeout_s: int = JOIN_S) -> st
             cluster.process_id,
             cluster_detection_method=cluster.method,
             initialization_timeout=timeout_s,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
+            heartbeat_timeout_seconds=UNNAMED_S,
             partition_index=_slice(),
         )
     except Exception as e:
@@ -127,11 +128,15 @@ def wait_for_all() -> None:
     To be called before their first collective: on CPUs that waits for the others 30 s, and fails. A process
     that is gone ends this by its heartbeat.
     """
-    from jax._src import distributed as joined  # not public; public barriers are collectives themselves
+    if (joined := client()) is not None:
+        joined.wait_at_barrier(f"vit_jax {next(_barriers)}", timeout_in_ms=APART_S * 1000)
 
-    client = joined.global_state.client
-    if client is not None:
-        client.wait_at_barrier(f"vit_jax {next(_barriers)}", timeout_in_ms=APART_S * 1000)
+
+def client() -> Any:
+    """jax's client of the coordination service that the processes joined, or None."""
+    from jax._src import distributed as joined  # not public: public barriers are collectives themselves
+
+    return joined.global_state.client
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.paths import Path
-from vit_jax.run import diagnose, distributed, first_state
+from vit_jax.run import diagnose, distributed, first_state, watchdog
 from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
@@ -55,22 +55,27 @@ def run(
     `data` replaces the sources that `cfg.data` names; `sinks` are told what the run reports, beside its own.
     A workdir of another config is refused unless `accept_change`. SIGTERM and SIGINT save a checkpoint and
     end the run early. `compiled(workdir)` is called when what the run calls is compiled, and nothing else is
-    begun. `started` is when the run's own process began, in seconds of `time.monotonic`.
+    begun. `started` is when the run's own process began, in seconds of `time.monotonic`: such a process is
+    ended if the run stalls; without it a run in one process only says so.
     """
     clock = Clock(started)
     mesh = meshes.make(cfg.device, cfg.fsdp)
     primary = jax.process_index() == 0
     if primary:
         print(f"device: {meshes.describe(mesh)}", flush=True)
-    data = data or sources.open_splits(cfg.data)
-    teacher = first_state.read_teacher(cfg)
     folder = Workdir(workdir)
-    with jax.set_mesh(mesh), folder.room(), _memory_for(cfg), ExitStack() as stack:
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(watchdog.watch(clock, cfg.train.stall_minutes, own_process=started is not None))
+        data = data or sources.open_splits(cfg.data)
+        teacher = first_state.read_teacher(cfg)
+        for around in (jax.set_mesh(mesh), folder.room(), _memory_for(cfg)):
+            enter(around)
         setup = set_up(cfg, mesh, data, teacher)
         data = _cached(data, setup)
         teacher_params = teacher and jax.device_put(teacher.params, meshes.shardings(teacher.params, mesh))
         folder.make(cfg, accept_change=accept_change)
-        stack.enter_context(folder.alone())
+        enter(folder.alone())
         done = orbax.steps_in(folder.checkpoints)
         weights = first_state.read_init(setup) if cfg.init and not done else None
         if not done or done[-1] < setup.steps:
@@ -248,7 +253,7 @@ class _Loop:
         return best_metrics
 
     def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
-        metrics = self.setup.evaluate(params, self.data.eval, self.setup.cfg.data)
+        metrics = self.setup.evaluate(params, self.data.eval, self.setup.cfg.data, self.clock.move)
         self.report.add(step, {f"{name}/{key}": value for key, value in metrics.items()})
         mean = " of the mean parameters" if name == "eval_ema" else ""
         self.report.say(

@@ -45,8 +45,10 @@ class Evaluator:
         sums = jax.tree.map(place, jax.eval_shape(self._zero))
         return self._add.lower(sums, params, batch).compile()
 
-    def __call__(self, params: Any, source: Source, cfg: Data) -> dict[str, float]:
-        """What `summarise` says of `source`, read as `cfg` says."""
+    def __call__(
+        self, params: Any, source: Source, cfg: Data, sent: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """What `summarise` says of `source`, read as `cfg` says. `sent` is called after each batch."""
         rows = meshes.host_rows(self._batch_size, self._mesh)
         batches = loader.EvalBatches(
             source, self._spec.preprocess, self._spec.model.image_hw, self._batch_size, rows
@@ -54,6 +56,7 @@ class Evaluator:
         sums = self._zero()
         for batch in loader.iterate(batches, cfg):
             sums = self._add(sums, params, meshes.to_devices(batch, self._batch_size, self._mesh))
+            sent()
         return summarise(*jax.device_get(sums))
 
 
