@@ -59,6 +59,14 @@ def test_a_dead_process_of_this_system_is_not_waited_for(folder, monkeypatch, ca
     assert "waiting" not in capfd.readouterr().out
 
 
+def test_a_program_that_this_process_was_before_is_not_waited_for(folder, capfd):
+    """As training on CPUs starts itself again in the same process."""
+    (folder / "7").write_bytes(claim(pid=os.getpid()))
+    with lease.held(folder):
+        assert paths.names_in(folder) == ["8"]
+    assert "waiting" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"boot": "before"}, {"space": "a container"}])
 def test_a_process_that_cannot_be_seen_is_waited_for_and_then_taken_for_dead(folder, quick, capfd, other):
     (folder / "7").write_bytes(claim(pid=4_000_000, **other))

@@ -21,11 +21,12 @@ from vit_jax.paths import Path
 
 BEAT_S, LEASE_S = 15.0, 60.0
 LOOK_S = 2.0  # between looks at another's claim
+_mine: set[str] = set()  # that this process holds
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the claim of a run's `folder`; one of a process that is gone is waited out first.
+    """Hold the claim of a run's `folder`; one that may be of a process that is gone is waited out first.
 
     Raises UserError while another process holds it. A process that loses it ends at once.
     """
@@ -37,6 +38,7 @@ def held(folder: Path) -> Iterator[None]:
         raise _taken(folder)
     for n in range(1, number + 1):
         (folder / str(n)).unlink(missing_ok=True)
+    _mine.add(str(mine))
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(mine, ended), daemon=True, name="lease")
     beating.start()
@@ -45,6 +47,7 @@ def held(folder: Path) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
+        _mine.remove(str(mine))
         mine.write_bytes(_claim(0, released=True))
 
 
@@ -57,7 +60,7 @@ def _highest(folder: Path) -> tuple[int, str]:
 def _wait_out(folder: Path, number: int, text: str) -> None:
     """Wait until the claim is one of a process that is gone. Raises UserError if its owner lives."""
     owner, until = json.loads(text), time.monotonic() + LEASE_S
-    if _gone(owner):
+    if _gone(owner, held_here=str(folder / str(number)) in _mine):
         return
     who = f"process {owner['pid']} of {owner['host']}"
     print(f"{folder.parent} is claimed by {who}: waiting {LEASE_S:.0f} s for a sign of life", flush=True)
@@ -67,10 +70,12 @@ def _wait_out(folder: Path, number: int, text: str) -> None:
             raise _taken(folder)
 
 
-def _gone(owner: dict[str, Any]) -> bool:
+def _gone(owner: dict[str, Any], *, held_here: bool) -> bool:
     """Whether the owner was a process of this very system, and is no more."""
     if {k: owner[k] for k in ("host", "boot", "space")} != _system():
         return False
+    if owner["pid"] == os.getpid():
+        return not held_here  # else it was held by the program that this process was before, see cpu.py
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
