@@ -16,6 +16,6 @@ def get_config(arg: str = "") -> Any:
     c.model.update(image_size=16, patch_size=4, width=64, depth=4, heads=4, mlp_width=256)
     c.model.update(class_token=False, pooling="gap", posemb="sincos2d")
     c.data.update(name="digits", channels=1, augment="inception", min_area=0.5, flip=False, threads=2)
-    c.optim.update(name="adamw", lr=3e-3, warmup_steps=50, weight_decay=0.05, clip_norm=1.0)
+    c.optim.update(name="adamw", lr=3e-3, warmup_steps=0.028, weight_decay=0.05, clip_norm=1.0)
     c.train.update(epochs=80.0, batch_size=64, eval_every=600, checkpoint_every=900)
     return c

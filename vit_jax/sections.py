@@ -216,8 +216,8 @@ class Optim:
     )
     lr: float = field(1e-3, "peak learning rate", above=0)
     schedule: Literal["cosine", "linear", "rsqrt", "constant"] = field("cosine", "decay after warm-up")
-    warmup_steps: int = field(0, "steps of linear warm-up from 0", least=0)
-    cooldown_steps: int = field(0, "last steps, in which the rate also falls linearly to 0", least=0)
+    warmup_steps: int | float = field(0, "steps of linear warm-up; below 1: this share of the run", least=0)
+    cooldown_steps: int | float = field(0, "last steps, or share, in which the rate falls to 0 too", least=0)
     timescale_steps: int = field(10_000, "schedule=rsqrt: lr * sqrt(this / (step - warm-up + this))", least=1)
     momentum: float = rate("SGD, Adafactor, Muon: decay of the momentum", 0.9)
     momentum_dtype: Literal["float32", "bfloat16"] = field("float32", "dtype of momentum")
@@ -235,6 +235,12 @@ class Optim:
 
     def __post_init__(self) -> None:
         check(self, "optim")
+        for name in ("warmup_steps", "cooldown_steps"):
+            value = getattr(self, name)
+            if value >= 1 and value != int(value):
+                fail(
+                    f"optim.{name}={value} is neither a whole number of steps nor a share of the run below 1"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from vit_jax import config
 from vit_jax.errors import UserError
 from vit_jax.models import build, stack
 from vit_jax.sections import Model, Optim
@@ -166,10 +167,30 @@ def test_schedules_follow_their_formula(name, cooldown):
 
 
 def test_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(UserError, match="warmup_steps=10 leaves nothing of the 10 steps"):
+    with pytest.raises(UserError, match=r"warmup_steps=10 leaves nothing of the 10 steps.*warmup_steps=0.05"):
         optim.make(Optim(warmup_steps=10), 10)
-    with pytest.raises(UserError, match="cooldown_steps=5 leave nothing of the 10 steps"):
+    with pytest.raises(UserError, match=r"warmup_steps=5 and .*cooldown_steps=5 leave nothing of the 10"):
         optim.make(Optim(warmup_steps=5, cooldown_steps=5), 10)
+
+
+def test_warmup_and_cooldown_below_one_are_shares_of_the_run():
+    shares, steps = (
+        Optim(warmup_steps=0.025, cooldown_steps=0.1),
+        Optim(warmup_steps=500, cooldown_steps=2000),
+    )
+    at = np.arange(20_001)
+    np.testing.assert_array_equal(*(schedules.make(cfg, 20_000)(at) for cfg in (shares, steps)))
+    assert schedules.ramps(shares, 500) == (12, 50)
+    assert schedules.ramps(Optim(warmup_steps=0.025), 10) == (0, 0)
+    with pytest.raises(UserError, match=r"warmup_steps=10.5 is neither a whole number of steps nor a share"):
+        Optim(warmup_steps=10.5)
+
+
+def test_the_shares_of_recipes_are_the_steps_of_their_papers():
+    for reference, steps in (("configs/vit_b16.py", 10_000), ("configs/vit_b16.py:finetune", 500)):
+        cfg = config.parse(config.load_file(reference))
+        length = optim.total_steps(cfg.train.steps, cfg.train.epochs, 1_281_167, cfg.train.batch_size)
+        assert schedules.ramps(cfg.optim, length) == (steps, 0)
 
 
 def updated(cfg, params):

@@ -33,13 +33,8 @@ def main() -> int:
     """Parse the command line and do what it says. Returns the exit code: 128 + n after signal n."""
     cpu.take_up_signals()
     started = clock.process_start()
-    parser = make_parser(__doc__, EXAMPLES + fields.describe(sections.Config))
-    _add_arguments(parser)
-    args, rest = parser.parse_known_args()
-    _check(args)
+    args, points, configs = parse(sys.argv[1:])
     workdir = cast(paths.Path, args.workdir)
-    points = sweep_points.points(args.sweep)
-    configs = [_config(args, [*rest, *point.arguments]) for point in points]
 
     if args.target:
         targets.prepare()
@@ -68,6 +63,16 @@ def main() -> int:
         outcome = loop.run(configs[0], workdir, accept_change=accept, compiled=compiled, started=started)
         ended_by = outcome.signal
     return 128 + ended_by if ended_by else 0
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[sweep_points.Point], list[sections.Config]]:
+    """The arguments of a command line, and the runs that it asks for with their configs. Raises UserError."""
+    parser = make_parser(__doc__, EXAMPLES + fields.describe(sections.Config))
+    _add_arguments(parser)
+    args, rest = parser.parse_known_args(words)
+    _check(args)
+    points = sweep_points.points(args.sweep)
+    return args, points, [_config(args, [*rest, *point.arguments]) for point in points]
 
 
 def _check(args: argparse.Namespace) -> None:

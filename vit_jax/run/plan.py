@@ -20,7 +20,7 @@ from vit_jax.run.setup import Setup, set_up
 from vit_jax.run.target import Target
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
-from vit_jax.training import tables
+from vit_jax.training import schedules, tables
 from vit_jax.weights.adapt import Weights
 
 GIB = 2**30
@@ -90,12 +90,13 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
     estimate = _estimate(setup, measured, target, flops, evaluation) if target and evaluation else None
     fits = None if limit_bytes is None else not measured.refused and measured.memory_bytes <= limit_bytes
     o, train = cfg.optim, cfg.train
+    up, down = schedules.ramps(o, setup.steps)
     chosen = jax.tree.leaves(tables.trained(setup.forms.stored.params, o))
     sizes = [x.size for x in jax.tree.leaves(setup.forms.stored.params)]
     return Plan(
         steps=setup.steps,
         epochs=setup.steps * train.batch_size / data.train.size,
-        schedule=f"{o.name} at {o.lr:g}, {o.warmup_steps} up, {o.schedule}, {o.cooldown_steps} down",
+        schedule=f"{o.name} at {o.lr:g}, {up} up, {o.schedule}, {down} down",
         parameters=sum(sizes),
         trained_parameters=sum(n for n, c in zip(sizes, chosen, strict=True) if c),
         flops_per_image=flops,
