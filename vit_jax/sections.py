@@ -139,8 +139,10 @@ class Preprocess:
     """How a decoded image becomes the model's input outside training: saved in every checkpoint."""
 
     channels: int = field(3, "1: grey, 3: RGB, 4: RGBA; arrays may have any number", least=1)
-    resize: Literal["squash", "crop"] = field("squash", "to the exact size, or short side then centre crop")
-    crop_fraction: float = share(0.875, "image size over short side, with resize=crop")
+    resize: Literal["squash", "crop", "squash_crop"] = field(
+        "squash", "to the exact size; short side then centre crop; a square of the same, then centre crop"
+    )
+    crop_fraction: float = share(0.875, "image size over the size before a centre crop")
     filter: Literal["pil_bilinear", "pil_bicubic", "tf_bilinear"] = field(
         "pil_bilinear",
         "resize filter: Pillow's, or TensorFlow's without antialiasing as the official code has it",
@@ -236,8 +238,7 @@ class Optim:
     def __post_init__(self) -> None:
         check(self, "optim")
         for name in ("warmup_steps", "cooldown_steps"):
-            value = getattr(self, name)
-            if value >= 1 and value != int(value):
+            if (value := getattr(self, name)) >= 1 and value != int(value):
                 fail(
                     f"optim.{name}={value} is neither a whole number of steps nor a share of the run below 1"
                 )
@@ -297,7 +298,7 @@ class Config:
     init: str = field("", "weights to start from: run, file, address or published name; empty: fresh")
     init_posemb: Literal["auto", "official", "bilinear", "bicubic", "bicubic_antialias"] = field(
         "auto",
-        "how positions of init are resized; auto: as its family does; official: align-corners bilinear",
+        "how positions of init are resized; auto: as its family; official: align-corners bilinear",
     )
     device: Literal["any", "cpu", "gpu", "tpu"] = field("any", "what to run on; any: the fastest available")
     fsdp: int = field(1, "devices that split parameters and optimizer state", least=1)

@@ -88,13 +88,13 @@ def test_tf_bilinear_is_tensorflows_to_the_bit(size_hw: tuple[int, int]) -> None
     np.testing.assert_array_equal(resize(image_hwc, size_hw, filter="tf_bilinear", exact=True), theirs)
 
 
-@pytest.mark.parametrize("resize_mode", ["squash", "crop"])
+@pytest.mark.parametrize("resize_mode", ["squash", "crop", "squash_crop"])
 @pytest.mark.parametrize("filter", FILTERS)
 def test_exact_evaluation_is_pillows_resize_and_centre_crop(filter: str, resize_mode: str) -> None:
     data = jpeg(photo())
     cfg = Preprocess(resize=resize_mode, filter=filter, resizer="exact")
     ours = transforms.for_evaluation(Encoded(data, "photo"), cfg, (224, 224))
-    size_hw = (224, 224) if resize_mode == "squash" else (256, 341)
+    size_hw = {"squash": (224, 224), "crop": (256, 341), "squash_crop": (256, 256)}[resize_mode]
     image = Image.open(io.BytesIO(data))
     theirs = resize(np.asarray(image), size_hw, filter=filter, exact=True)
     top, left = (size_hw[0] - 224) // 2, (size_hw[1] - 224) // 2

@@ -14,8 +14,8 @@ from torch_reference import CASES, STORED, case
 from weight_files import arrays, assert_same
 
 from vit_jax.errors import UserError
-from vit_jax.models.build import build
-from vit_jax.sections import Preprocess
+from vit_jax.models.build import build, init
+from vit_jax.sections import Model, Preprocess
 from vit_jax.weights import adapt
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.formats import safetensors
@@ -268,3 +268,132 @@ def test_half_precision_is_read(tmp_path):
     np.savez(tmp_path / "half.npz", **{n: archive.read(n).astype(np.float16) for n in archive.entries})
     assert "float16 to float32" in str(read(tmp_path / "half.npz").report)
     assert adapt.count(read(tmp_path / "half.npz").params) == adapt.count(params)
+
+
+# All that each image processor of transformers writes, at its own defaults.
+NORMAL = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": None}
+HALF, CLIP_MEAN, CLIP_STD = (
+    [0.5] * 3,
+    [0.48145466, 0.4578275, 0.40821073],
+    [0.26862954, 0.26130258, 0.27577711],
+)
+SQUARE = {"do_resize": True, "size": {"height": 24, "width": 24}, "image_mean": HALF, "image_std": HALF}
+EDGE = {"do_resize": True, "size": {"shortest_edge": 32}, "do_center_crop": True, "resample": 3}
+EDGE |= {"crop_size": {"height": 24, "width": 24}, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+PROCESSORS = {
+    "ViTImageProcessor": NORMAL | SQUARE | {"resample": 2},
+    "SiglipImageProcessor": NORMAL | SQUARE | {"resample": 3, "processor_class": "SiglipProcessor"},
+    "BitImageProcessor": NORMAL | EDGE,
+    "CLIPImageProcessorFast": NORMAL | EDGE | {"default_to_square": False, "device": None, "do_pad": False},
+    "DeiTFeatureExtractor": NORMAL
+    | SQUARE
+    | {"resample": 3, "size": 32, "crop_size": 24, "do_center_crop": True},
+}
+CLIP = ("crop", 0.75, "pil_bicubic", CLIP_MEAN, CLIP_STD)
+
+
+@pytest.fixture
+def hf_folder_of(tmp_path):
+    """`make(kind, **changes)`: a ViT stored for 32 px, beside a processor's file with some keys changed."""
+    model, params, _ = torch_reference.case("hf_vit")
+    write(tmp_path / "hf", params, model, dialect="huggingface")
+
+    def make(kind, **changes):
+        told = {"image_processor_type": kind} | PROCESSORS[kind] | changes
+        kept = {name: value for name, value in told.items() if value != "absent"}
+        (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(kept))
+        return tmp_path / "hf"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "wanted", "side"),
+    [
+        ("ViTImageProcessor", {}, ("squash", None, "pil_bilinear", (0.5,), (0.5,)), 24),
+        ("SiglipImageProcessor", {}, ("squash", None, "pil_bicubic", (0.5,), (0.5,)), 24),
+        ("BitImageProcessor", {}, CLIP, 24),
+        ("CLIPImageProcessorFast", {"size": 32, "crop_size": 24}, CLIP, 24),
+        ("DeiTFeatureExtractor", {}, ("squash_crop", 0.75, "pil_bicubic", (0.5,), (0.5,)), 24),
+        ("ViTImageProcessor", {"do_normalize": False}, ("squash", None, "pil_bilinear", (0.0,), (1.0,)), 24),
+        ("ViTImageProcessor", {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3},
+         ("squash", None, "pil_bilinear", (0.5,), (0.2,)), 24),
+        ("ViTImageProcessor", {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+         ("squash", None, "pil_bilinear", (0.5,), (0.5,)), 24),
+        ("ViTImageProcessor", {"do_resize": False}, ("squash", None, "pil_bilinear", (0.5,), (0.5,)), 32),
+        ("BitImageProcessor", {"image_mean": "absent", "image_std": "absent", "resample": None}, CLIP, 24),
+    ],
+)  # fmt: skip
+def test_every_key_of_a_processor_is_obeyed_and_written_again(
+    hf_folder_of, tmp_path, kind, changes, wanted, side
+):
+    weights = read(hf_folder_of(kind, **changes))
+    seen, model = weights.preprocess, weights.model
+    fraction = None if seen.resize == "squash" else seen.crop_fraction
+    assert (seen.resize, fraction, seen.filter) == wanted[:3]
+    np.testing.assert_allclose(seen.mean, wanted[3], rtol=1e-12)
+    np.testing.assert_allclose(seen.std, wanted[4], rtol=1e-12)
+    assert model.image_hw == (side, side)
+    write(tmp_path / "again", weights.params, model, dialect="huggingface", preprocess=seen)
+    again = read(tmp_path / "again")
+    assert (again.preprocess, again.model) == (seen, model)
+
+
+def test_a_size_on_the_command_line_is_stronger_than_the_processors(hf_folder_of):
+    weights = read(hf_folder_of("BitImageProcessor"), Wish(image_size=32))
+    assert (weights.model.image_size, weights.preprocess.crop_fraction) == (32, 0.75)
+    assert not weights.report.resized
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("ViTImageProcessor", {"do_pad": True, "pad_size": 8}, r"do_pad=True, pad_size=8 is not done here"),
+        ("ViTImageProcessor", {"crop_pct": 0.9}, "crop_pct=0.9 is not done here"),
+        ("ViTImageProcessor", {"size": {"longest_edge": 32}}, "size={'longest_edge': 32} is not done here"),
+        ("BitImageProcessor", {"do_center_crop": False}, "without do_center_crop gives images of many sizes"),
+        ("BitImageProcessor", {"do_resize": False}, "do_center_crop without do_resize is not done here"),
+        ("BitImageProcessor", {"crop_size": 40}, "crop_size=40 of size=.* is not done here"),
+        ("BitImageProcessor", {"resample": 1}, "resample=1 is no filter here"),
+        ("BitImageProcessor", {"rescale_factor": 0}, "preprocessor_config.json: "),
+        ("ViTImageProcessor", {"image_processor_type": "BeitImageProcessor"}, "BeitImageProcessor is no i"),
+    ],
+)  # fmt: skip
+def test_keys_that_are_not_done_are_refused_by_name(hf_folder_of, kind, changes, told):
+    with pytest.raises(UserError, match=told):
+        read(hf_folder_of(kind, **changes))
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        ({"0": "cat", "2": "dog"}, ("cat", "LABEL_1", "dog")),
+        ({str(i): f"LABEL_{i}" for i in range(5)}, None),
+        ({str(i): "cat" for i in range(60)}, "its config.json names 60"),
+        ({"cat": "0"}, "id2label has a key that is no number"),
+    ],
+)
+def test_names_of_classes_with_gaps_are_kept(hf_folder_of, labels, wanted):
+    folder = hf_folder_of("ViTImageProcessor")
+    tree = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tree | {"id2label": labels}))
+    if isinstance(wanted, str):
+        with pytest.raises(UserError, match=wanted):
+            read(folder)
+    elif wanted:
+        weights = read(folder)
+        others = (f"LABEL_{i}" for i in range(3, weights.model.classes))
+        assert weights.class_names == (*wanted, *others)
+    else:
+        assert read(folder).class_names == ()
+
+
+def test_a_grey_model_is_written_with_one_channel(tmp_path):
+    model = Model(
+        image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16, classes=3, gelu="exact"
+    )
+    params = init(build(model), jax.random.key(0), image_hw=(8, 8), channels=1)
+    write(tmp_path / "g", params, model, dialect="huggingface", preprocess=Preprocess(channels=1))
+    assert json.loads((tmp_path / "g" / "config.json").read_text())["num_channels"] == 1
+    assert json.loads((tmp_path / "g" / "preprocessor_config.json").read_text())["image_mean"] == [0.5]
+    assert read(tmp_path / "g").preprocess.channels == 1

@@ -28,15 +28,19 @@ class Cropped(np.ndarray):
 
 
 def for_evaluation(picture: Picture, cfg: Preprocess, image_hw: tuple[int, int]) -> np.ndarray:
-    """Squash to `image_hw`, or resize to cover it by 1/crop_fraction and take the centre."""
+    """Squash to `image_hw`, or resize to cover it by 1/crop_fraction and take the centre.
+
+    With resize=squash_crop, squash to `image_hw` over crop_fraction, and take the centre.
+    """
     if isinstance(picture, Cropped):
         return picture.view(np.ndarray)
     h, w = image_hw
     height, width = size_hw(picture)
     scale = max(h / height, w / width) / cfg.crop_fraction
     big_h, big_w = max(h, round(height * scale)), max(w, round(width * scale))
-    if cfg.resize == "squash":
-        big_h, big_w = image_hw
+    if cfg.resize != "crop":
+        share = cfg.crop_fraction if cfg.resize == "squash_crop" else 1.0
+        big_h, big_w = round(h / share), round(w / share)
     top, left = (big_h - h) // 2, (big_w - w) // 2
     if cfg.resizer == "exact" or cfg.filter not in SIMD_FILTERS:
         image_hwc, _ = read(picture, cfg.channels)

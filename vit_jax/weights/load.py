@@ -86,10 +86,24 @@ def _from_file(place: Place, wish: Wish) -> Weights:
     numerics = f" ({model.gelu} GELU, epsilon {model.norm_eps:g})" if dialect.numerics else ""
     report = _report(place.name, dialect.variant + numerics, params, tuple(found.sources))
     report = dataclasses.replace(report, converted=tuple(converted), ignored=tuple(found.ignored))
-    names = told.class_names if len(told.class_names) == model.classes else ()
-    names = names or published.class_names(place.published, model.classes)
+    names = _names(told.class_names, model.classes, place.name) or published.class_names(
+        place.published, model.classes
+    )
     preprocess = _of_channels(told.preprocess or dialect.preprocess(model), channels)
-    return Weights(model, params, names, preprocess, report, dialect.posemb_method, told.loss)
+    weights = Weights(model, params, names, preprocess, report, dialect.posemb_method, told.loss)
+    if wish.image_size is not None or told.seen_hw in (None, model.image_hw):
+        return weights
+    h, w = told.seen_hw
+    return adapt.resize(weights, h if h == w else (h, w), method=wish.posemb_method or dialect.posemb_method)
+
+
+def _names(told: tuple[str, ...], classes: int, name: str) -> tuple[str, ...]:
+    """One name a class, or none. Raises UserError for more names than the head has classes."""
+    if not told or not classes:
+        return ()
+    if len(told) > classes:
+        fail(f"{name} has a head of {classes} classes, and its config.json names {len(told)}: mend it")
+    return (*told, *(f"LABEL_{i}" for i in range(len(told), classes)))
 
 
 def _report(source: str, dialect: str, params: dict[str, Any], loaded: tuple[str, ...]) -> Report:

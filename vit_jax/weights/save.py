@@ -51,7 +51,8 @@ def write(
     if path.suffix not in FORMATS:
         if into.config is None:
             fail(f"{path} ends in neither .npz nor .safetensors, and {into.name} is not written as a folder")
-        config = hf_folder.config(model, class_names, loss, into.config)
+        channels = layout.channels({name: array.shape for name, array in flat.items()})
+        config = hf_folder.config(model, class_names, loss, into.config, channels=channels)
     arrays = into.arrays(flat, model)
     told = {name: getattr(model, name) for name in NUMERICS} if config else {}
     _check_told(arrays, model, into, told, set(NUMERICS) if numerics == "theirs" else set())

@@ -18,6 +18,44 @@ WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocesso
 GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
 MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid a class
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
+# By the image processor of transformers, what it does where the file does not say.
+HALF, CLIP_MEAN, CLIP_STD = [0.5], [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+SQUARE: Any = {
+    "size": 224,
+    "default_to_square": True,
+    "do_center_crop": False,
+    "image_mean": HALF,
+    "image_std": HALF,
+}
+CROPPED: Any = {
+    "size": 224,
+    "default_to_square": False,
+    "do_center_crop": True,
+    "crop_size": 224,
+    "resample": 3,
+}
+PROCESSORS: dict[str, Tree] = {
+    "ViT": SQUARE | {"resample": 2},
+    "Siglip": SQUARE | {"resample": 3},
+    "DeiT": SQUARE | {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
+    "Bit": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    "CLIP": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+}
+COMMON: Any = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+# Keys that say nothing of pixels, and `do_convert_rgb`, which for other images than RGB is always done here.
+NO_PIXELS = {
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "auto_map",
+    "_valid_processor_keys",
+    "data_format",
+    "input_data_format",
+    "return_tensors",
+    "device",
+    "disable_grouping",
+    "do_convert_rgb",
+}
 RESAMPLE = {"pil_bilinear": 2, "tf_bilinear": 2, "pil_bicubic": 3}
 
 
@@ -29,6 +67,7 @@ class Told(NamedTuple):
     image_hw: tuple[int, int] | None = None
     class_names: tuple[str, ...] = ()
     preprocess: Preprocess | None = None
+    seen_hw: tuple[int, int] | None = None  # the size of the images that preprocessing gives
     loss: LossName = "softmax"
 
 
@@ -37,7 +76,7 @@ def read(folder: Path) -> Told:
     tree = _json(folder / CONFIG)
     if "pretrained_cfg" in tree or "architecture" in tree:
         return _timm(tree)
-    names = _class_names(tree)
+    names = _class_names(tree, folder / CONFIG)
     vision = tree.get("vision_config", tree)
     act = vision.get("hidden_act")
     if act is not None and act not in GELU:
@@ -48,9 +87,9 @@ def read(folder: Path) -> Told:
     size = vision.get("image_size")
     hw = (size, size) if isinstance(size, int) else tuple(size) if size else None
     path = folder / PREPROCESSOR
-    preprocess = _preprocess(_json(path), path) if path.exists() else None
+    preprocess, seen_hw = _preprocess(_json(path), path) if path.exists() else (None, None)
     loss = "sigmoid" if tree.get("problem_type") == MULTI_LABEL else "softmax"
-    return Told(numerics, vision.get("num_attention_heads"), hw, names, preprocess, loss)
+    return Told(numerics, vision.get("num_attention_heads"), hw, names, preprocess, seen_hw, loss)
 
 
 def write(folder: Path, config: Tree, preprocessor: Tree) -> None:
@@ -60,7 +99,12 @@ def write(folder: Path, config: Tree, preprocessor: Tree) -> None:
 
 
 def config(
-    model: Model, names: tuple[str, ...], loss: str, family: Callable[[Model, Tree, Tree], Tree]
+    model: Model,
+    names: tuple[str, ...],
+    loss: str,
+    family: Callable[[Model, Tree, Tree], Tree],
+    *,
+    channels: int,
 ) -> Tree:
     """transformers' config of `model`, as its family arranges it. Raises UserError if it cannot tell all."""
     side = model.image_hw[0]
@@ -74,7 +118,7 @@ def config(
         "layer_norm_eps": model.norm_eps,
         "image_size": side,
         "patch_size": model.patch_size,
-        "num_channels": 3,
+        "num_channels": channels,
     }
     labels = names if len(names) == model.classes else [f"LABEL_{i}" for i in range(model.classes)]
     head: Tree = {"dtype": "float32"}
@@ -87,46 +131,85 @@ def config(
 
 
 def preprocessor(cfg: Preprocess, image_hw: tuple[int, int]) -> Tree:
-    """transformers' image processor: squash to size, or shortest edge and centre crop."""
+    """transformers' image processor: squash to size, or to a larger one or shortest edge, and centre crop."""
     h, w = image_hw
-    size = {"height": h, "width": w}
-    cropped = cfg.resize == "crop"
-    channels = lambda values: list(values) * (3 if len(values) == 1 else 1)
+    larger_h, larger_w = round(h / cfg.crop_fraction), round(w / cfg.crop_fraction)
+    kind, size = {
+        "squash": ("ViT", {"height": h, "width": w}),
+        "squash_crop": ("DeiT", {"height": larger_h, "width": larger_w}),
+        "crop": ("Bit", {"shortest_edge": min(larger_h, larger_w)}),
+    }[cfg.resize]
+    values = lambda values: list(values) * (cfg.channels if len(values) == 1 else 1)
     return {
-        "image_processor_type": "BitImageProcessor" if cropped else "ViTImageProcessor",
+        "image_processor_type": f"{kind}ImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": round(min(h, w) / cfg.crop_fraction)} if cropped else size,
-        "do_center_crop": cropped,
-        **({"crop_size": size} if cropped else {}),
+        "size": size,
+        "do_center_crop": cfg.resize != "squash",
+        **({"crop_size": {"height": h, "width": w}} if cfg.resize != "squash" else {}),
         "resample": RESAMPLE[cfg.filter],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": channels(cfg.mean),
-        "image_std": channels(cfg.std),
+        "image_mean": values(cfg.mean),
+        "image_std": values(cfg.std),
     }
 
 
-def _preprocess(tree: Tree, path: Path) -> Preprocess:
-    # What a file does not say is the default of transformers' ViTImageProcessor.
-    size = tree.get("size", {"height": 224, "width": 224})
-    resample = tree.get("resample", 2)
-    if resample not in FILTERS:
-        fail(f"{path}: resample={resample} is no filter here: use 2 (bilinear) or 3 (bicubic)")
-    short = size if isinstance(size, int) else size.get("shortest_edge") or size.get("height")
-    crop = tree.get("crop_size", short)
-    crop_px = crop if isinstance(crop, int) else crop.get("height", short)
-    cropped = bool(tree.get("do_center_crop")) or (isinstance(size, dict) and "shortest_edge" in size)
+def _preprocess(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
+    """What the file says, all of it, and the size of the images that come out. Raises UserError."""
+    kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "ViTImageProcessor")
+    family = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    if family not in PROCESSORS:
+        fail(f"{path}: {kind} is no image processor here: use ViT, DeiT, Bit, CLIP or SiglipImageProcessor")
+    tree = COMMON | PROCESSORS[family] | {name: value for name, value in told.items() if value is not None}
+    known = {*COMMON, *PROCESSORS[family], *NO_PIXELS, "crop_size"}
+    unknown = [f"{name}={value}" for name, value in tree.items() if name not in known and value is not False]
+    if unknown:
+        fail(f"{path}: {', '.join(unknown)} is not done here: remove what the images do not need")
+    if tree["resample"] not in FILTERS:
+        fail(f"{path}: resample={tree['resample']} is no filter here: use 2 (bilinear) or 3 (bicubic)")
     try:
-        return Preprocess(
-            resize="crop" if cropped else "squash",
-            crop_fraction=min(crop_px / short, 1.0) if cropped else 0.875,
-            filter=FILTERS[resample],  # type: ignore[arg-type]
-            mean=_few(tree.get("image_mean", [0.5])),
-            std=_few(tree.get("image_std", [0.5])),
-        )
-    except (UserError, TypeError) as error:
+        sized, seen_hw = _sizes(tree)
+        return Preprocess(filter=FILTERS[tree["resample"]], **sized, **_statistics(tree)), seen_hw  # type: ignore
+    except (UserError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         fail(f"{path}: {error}")
+
+
+def _sizes(tree: Tree) -> tuple[Tree, tuple[int, int] | None]:
+    """`resize` and `crop_fraction`, and the size that comes out; None where images come as they are."""
+    size, cropped = tree["size"], tree["do_center_crop"]
+    if not isinstance(size, dict):
+        size = {"height": size, "width": size} if tree["default_to_square"] else {"shortest_edge": size}
+    if not tree["do_resize"]:
+        if cropped:
+            fail("do_center_crop without do_resize is not done here: say the size before the crop")
+        return {"resize": "squash"}, None  # which leaves images of the right size as they are
+    edge = size.get("shortest_edge", 0)
+    before_hw = (size.get("height", edge), size.get("width", edge))
+    if size.keys() not in ({"height", "width"}, {"shortest_edge"}):
+        fail(f"size={size} is not done here: use height and width, or shortest_edge")
+    if not cropped:
+        if "height" not in size:
+            fail(f"size={size} without do_center_crop gives images of many sizes: use height and width")
+        return {"resize": "squash"}, before_hw
+    crop = tree["crop_size"]
+    seen_hw: tuple[int, int] = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+    h, w = seen_hw[0] / before_hw[0], seen_hw[1] / before_hw[1]
+    if h != w or h > 1:
+        fail(f"crop_size={crop} of size={size} is not done here: use a smaller crop of the same shape")
+    if h == 1 and "height" in size:
+        return {"resize": "squash"}, seen_hw
+    return {"resize": "squash_crop" if "height" in size else "crop", "crop_fraction": h}, seen_hw
+
+
+def _statistics(tree: Tree) -> Tree:
+    """Mean and deviation of pixels from 0 to 1."""
+    # (rescale_factor * x - mean) / std = (x / 255 - mean / k) / (std / k)
+    k = 255 * tree["rescale_factor"] if tree["do_rescale"] else 255.0
+    normal = tree["do_normalize"]
+    values = {"mean": tree["image_mean"] if normal else [0.0], "std": tree["image_std"] if normal else [1.0]}
+    listed = lambda v: v if isinstance(v, list) else [v]
+    return {name: _few([float(x) / k for x in listed(value)]) for name, value in values.items()}
 
 
 def _few(values: list[float]) -> tuple[float, ...]:
@@ -137,22 +220,34 @@ def _timm(tree: Tree) -> Told:
     cfg, arguments = tree.get("pretrained_cfg", {}), tree.get("model_args") or {}
     numerics = {"gelu": "tanh"} if arguments.get("act_layer") == "gelu_tanh" else {}
     size = cfg.get("input_size")
+    fraction, mode = float(cfg.get("crop_pct", 0.9)), cfg.get("crop_mode", "center")
+    resize = {"center": "crop", "squash": "squash" if fraction == 1 else "squash_crop"}.get(mode)
+    filter = f"pil_{cfg.get('interpolation', 'bicubic')}"
+    if resize is None or filter not in RESAMPLE:
+        fail(
+            f"pretrained_cfg: crop_mode={mode} with interpolation={cfg.get('interpolation')} is not done "
+            "here: use center or squash, and bilinear or bicubic"
+        )
     preprocess = Preprocess(
-        resize="squash" if cfg.get("crop_mode") == "squash" else "crop",
-        crop_fraction=float(cfg.get("crop_pct", 0.9)),
-        filter="pil_bilinear" if cfg.get("interpolation") == "bilinear" else "pil_bicubic",
+        resize=resize,  # type: ignore[arg-type]
+        crop_fraction=fraction,
+        filter=filter,  # type: ignore[arg-type]
         mean=_few(cfg.get("mean", [0.5])),
         std=_few(cfg.get("std", [0.5])),
     )
-    names = tuple(tree.get("label_names") or ())
-    return Told(numerics, arguments.get("num_heads"), tuple(size[1:]) if size else None, names, preprocess)
+    names, hw = tuple(tree.get("label_names") or ()), tuple(size[1:]) if size else None
+    return Told(numerics, arguments.get("num_heads"), hw, names, preprocess, hw)
 
 
-def _class_names(tree: Tree) -> tuple[str, ...]:
-    labels = tree.get("id2label") or {}
-    names = tuple(str(labels.get(str(i), "")) for i in range(len(labels)))
-    known = all(names) and not all(n == f"LABEL_{i}" for i, n in enumerate(names))
-    return names if known else ()
+def _class_names(tree: Tree, path: Path) -> tuple[str, ...]:
+    """The name of each class; of a class without one, the name that transformers gives it."""
+    try:
+        labels = {int(i): str(name) for i, name in (tree.get("id2label") or {}).items()}
+    except ValueError as error:
+        fail(f"{path}: id2label has a key that is no number ({error}): give each class its number")
+    if all(name == f"LABEL_{i}" for i, name in labels.items()):
+        return ()
+    return tuple(labels.get(i, f"LABEL_{i}") for i in range(max(labels) + 1))
 
 
 def _json(path: Path) -> Tree:
