@@ -1,0 +1,59 @@
+"""Every configuration field with type, default, meaning, bounds and roles: one frozen dataclass a section.
+
+Imports neither jax nor flax. `__post_init__` checks bounds, then what must hold between fields.
+"""
+
+import dataclasses
+from typing import Literal
+
+from vit_jax.fields import check, field, section
+from vit_jax.sections.data import Data, Preprocess
+from vit_jax.sections.model import FREE, MIXER_ONLY, UNTOLD, Model
+from vit_jax.sections.training import Loss, LossName, Optim, Train
+
+__all__ = [
+    "FREE",
+    "MIXER_ONLY",
+    "UNTOLD",
+    "Config",
+    "Data",
+    "Loss",
+    "LossName",
+    "Model",
+    "Optim",
+    "Preprocess",
+    "Spec",
+    "Train",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    seed: int = field(0, "decides every random choice: parameters, order, augmentation, dropout", least=0)
+    init: str = field("", "weights to start from: run, file, address or published name; empty: fresh")
+    init_posemb: Literal["auto", "official", "bilinear", "bicubic", "bicubic_antialias"] = field(
+        "auto",
+        "how positions of init are resized; auto: as its family; official: align-corners bilinear",
+    )
+    device: Literal["any", "cpu", "gpu", "tpu"] = field("any", "what to run on; any: the fastest available")
+    fsdp: int = field(1, "devices that split parameters and optimizer state", least=1)
+    model: Model = section(Model)
+    data: Data = section(Data)
+    loss: Loss = section(Loss)
+    optim: Optim = section(Optim)
+    train: Train = section(Train)
+
+    def __post_init__(self) -> None:
+        check(self, "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec:
+    """All that is needed to use a tree of parameters: saved beside them in every checkpoint."""
+
+    model: Model = section(Model)
+    preprocess: Preprocess = section(Preprocess)
+    class_names: tuple[str, ...] = field((), "one name a class; empty: unknown")
+    loss: LossName = field("softmax", "what turns logits into confidences")
