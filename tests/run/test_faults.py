@@ -24,7 +24,7 @@ from vit_jax.data import sources
 from vit_jax.data.source import Splits
 from vit_jax.data.transforms import for_evaluation
 from vit_jax.errors import UserError
-from vit_jax.run import first_state
+from vit_jax.run import first_state, loop
 from vit_jax.run.setup import set_up
 from vit_jax.sections import Loss
 from vit_jax.training import mesh as meshes
@@ -213,6 +213,20 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused(one_device):
         assert set_up(cfg, one_device, data, teacher(fits)).teacher_params == {}
     with pytest.raises(UserError, match="in another order, the first '1' for '0'"):
         set_up(cfg, one_device, data, teacher(("1", "0", *names[2:])))
+
+
+def test_a_finished_run_with_more_steps_says_both_rates(tmp_path):
+    def log_of(**fields):
+        cfg = config.apply(tiny(**fields), ["--config.model.depth=1", "--config.optim.warmup_steps=2"])
+        loop.run(cfg, tmp_path, accept_change=True)
+        return (tmp_path / "log.txt").read_text()
+
+    assert "learning rate goes" not in log_of(steps=10)
+    assert "learning rate goes" not in log_of(steps=10, log_every=1)
+    log = log_of(steps=20)
+    # Cosine of lr 1e-3 after 2 steps of warm-up: (1 + cos(pi t / T)) / 2 for t / T = 7/8, then for 8/18.
+    assert "note: the learning rate goes from 3.81e-05 in step 10 to 0.000587 in the next: " in log
+    assert "made for 10 steps, and now for 20" in log
 
 
 def test_names_that_an_encoding_lacks_are_escaped(tmp_path):

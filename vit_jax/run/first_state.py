@@ -1,17 +1,19 @@
 """The state that a run begins with: restored, from other weights, or fresh; and its form in checkpoints."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vit_jax.config import to_dict
+from vit_jax.config import parse_stored, to_dict
 from vit_jax.errors import UserError
 from vit_jax.run import provenance
 from vit_jax.run.checkpoint import Checkpoints
 from vit_jax.run.setup import Setup
 from vit_jax.sections import FREE, Config
+from vit_jax.training import schedules
 from vit_jax.training.step import State
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.load import read
@@ -112,6 +114,21 @@ def _restore(checkpoints: Checkpoints, setup: Setup) -> tuple[State, dict[str, f
     if found is None:
         return None
     record, trees = found
+    if note := _change_of_rate(record, setup):
+        checkpoints.notices.append(note)
     step = jax.device_put(jnp.int32(record["step"]), like.step.sharding)
     state = State(**({"step": step, "params": trees["params"], "ema": None} | trees["rest"]))
     return setup.forms.pack(state), record["metrics"]
+
+
+def _change_of_rate(record: dict[str, Any], setup: Setup) -> str:
+    """A line if a run that continues does so at another learning rate than it would have had; else empty."""
+    step, steps = record["step"], record["steps"]
+    before, now = schedules.make(parse_stored(record["config"]).optim, steps), setup.schedule
+    last, planned, next_ = map(float, jax.device_get([before(step - 1), before(step), now(step)]))
+    if math.isclose(planned, next_, rel_tol=0.01):
+        return ""
+    return (
+        f"note: the learning rate goes from {last:.3g} in step {step} to {next_:.3g} in the next: its "
+        f"schedule was made for {steps} steps, and now for {setup.steps} with the config of today"
+    )
