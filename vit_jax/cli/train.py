@@ -86,6 +86,8 @@ def _check(args: argparse.Namespace) -> None:
     planned = (args.json, args.device_memory_gib, args.target, args.examples, args.classes)
     if not args.plan and any(value not in (None, False) for value in planned):
         raise UserError("--json, --device_memory_gib, --target, --examples and --classes require --plan")
+    if args.best and (not args.target or args.device_memory_gib):
+        raise UserError("--best requires --plan and --target, whose chips' memory is known")
     sizes = [n for n in (args.examples, args.classes) if n is not None]
     if len(sizes) == 1 or any(n < 1 for n in sizes):
         raise UserError("--examples and --classes go together, and are at least 1")
@@ -111,6 +113,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="SLICE",
         help="with --plan: of TPUs, as v5e-16 or 2xv6e-256 (extra aot)",
+    )
+    planning.add_argument(
+        "--best", action="store_true", help="with --target: try what fits it, and rank by estimated speed"
     )
     planning.add_argument("--examples", type=int, help="with --plan: size of training data that is not here")
     planning.add_argument("--classes", type=int, help="with --examples: classes of that data")
@@ -149,7 +154,7 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> sections.Config:
 
 def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
     from vit_jax.data import sources
-    from vit_jax.run import plan
+    from vit_jax.run import plan, search
 
     target = targets.find(args.target) if args.target else None
     if args.examples:
@@ -158,6 +163,10 @@ def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
         data = sources.absent(*sources.PUBLISHED[cfg.data.name])
     else:
         data = sources.open_splits(cfg.data)
+    if args.best and target:
+        ranked = search.best(cfg, data, target, say=lambda line: print(line, file=sys.stderr, flush=True))
+        print(json.dumps([one._asdict() for one in ranked]) if args.json else search.show(ranked, target))
+        return 0
     limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None
     planned = plan.make(cfg, data, limit_bytes=limit, target=target)
     print(json.dumps(planned._asdict()) if args.json else plan.show(planned))

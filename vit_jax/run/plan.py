@@ -79,7 +79,7 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
     With a `target` all is compiled for its devices. Raises UserError for a config that cannot run.
     """
     teacher = first_state.read_teacher(cfg)
-    mesh = _mesh(cfg, target)
+    mesh = mesh_of(cfg, target)
     limit_bytes = limit_bytes or (int(target.chip.hbm_gib * GIB) if target else _limit(mesh.devices.flat[0]))
     with jax.set_mesh(mesh):
         setup = set_up(cfg, mesh, data, teacher)
@@ -160,7 +160,8 @@ def _estimate(
     )
 
 
-def _mesh(cfg: Config, target: Target | None) -> Mesh:
+def mesh_of(cfg: Config, target: Target | None) -> Mesh:
+    """The mesh of the target's devices, or of those that are here."""
     return meshes.over(target.devices, cfg.fsdp) if target else meshes.make(cfg.device, cfg.fsdp)
 
 
@@ -220,13 +221,13 @@ def _remedies(
     tried = []
     for changes in _candidates(cfg, target):
         try:
-            other = _changed(cfg, changes)
-            mesh = _mesh(other, target)
+            other = changed(cfg, changes)
+            mesh = mesh_of(other, target)
             with jax.set_mesh(mesh):
                 measured = measure(set_up(other, mesh, data, teacher))
         except UserError:
             continue  # a batch that cannot be cut so
-        change = " ".join(f"--config.{name}={value}" for name, value in changes.items())
+        change = flags(changes)
         fits = not measured.refused and measured.memory_bytes <= limit_bytes
         tried.append({"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits})
         if fits:
@@ -235,7 +236,7 @@ def _remedies(
 
 
 def _candidates(cfg: Config, target: Target | None) -> list[dict[str, Any]]:
-    devices = _mesh(dataclasses.replace(cfg, fsdp=1), target).size
+    devices = mesh_of(dataclasses.replace(cfg, fsdp=1), target).size
     parts = cfg.train.micro_batches
     out: list[dict[str, Any]] = [{"train.micro_batches": parts * 2}, {"train.micro_batches": parts * 8}]
     if cfg.train.remat == "none":
@@ -245,7 +246,8 @@ def _candidates(cfg: Config, target: Target | None) -> list[dict[str, Any]]:
     return out
 
 
-def _changed(cfg: Config, changes: dict[str, Any]) -> Config:
+def changed(cfg: Config, changes: dict[str, Any]) -> Config:
+    """`cfg` with other values of fields, as {"train.remat": "full"}."""
     for name, value in changes.items():
         section, _, leaf = name.rpartition(".")
         part = (
@@ -255,6 +257,11 @@ def _changed(cfg: Config, changes: dict[str, Any]) -> Config:
         )
         cfg = dataclasses.replace(cfg, **part)
     return cfg
+
+
+def flags(changes: dict[str, Any]) -> str:
+    """Such changes as arguments of a command line."""
+    return " ".join(f"--config.{name}={value}" for name, value in changes.items())
 
 
 def _sharding(setup: Setup) -> dict[str, str]:

@@ -26,8 +26,11 @@ class Evaluator:
     def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
         step = functools.partial(eval_step, model=model, preprocess=spec.preprocess)
         everywhere = meshes.everywhere(mesh)
-        zero, by_class = jnp.zeros((), jnp.float32), jnp.zeros(spec.model.classes, jnp.float32)
-        self._zero = jax.jit(lambda: EvalSums(zero, zero, by_class, by_class), out_shardings=everywhere)
+        zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+        self._zero = jax.jit(
+            lambda: EvalSums(zeros(), zeros(), zeros(spec.model.classes), zeros(spec.model.classes)),
+            out_shardings=everywhere,
+        )
         self._add = jax.jit(
             lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch)),
             out_shardings=everywhere,
