@@ -81,9 +81,9 @@ def section(kind: type) -> Any:
     return dataclasses.field(default_factory=kind)
 
 
-def fail(message: str) -> typing.NoReturn:
-    """Raise UserError."""
-    raise UserError(message)
+def fail(message: str, *, command: str = "") -> typing.NoReturn:
+    """Raise UserError; `command` is what a command says instead."""
+    raise UserError(message, command=command)
 
 
 def at_least(name: str, value: float, least: float) -> None:

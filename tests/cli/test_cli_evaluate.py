@@ -35,7 +35,7 @@ def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_pat
     for other in (saved, workdir):
         code, out, _ = call(monkeypatch, capsys, evaluate, workdir, "--compare", other, "--table")
         assert code == 0
-        assert "p = 1 (McNemar)" in out
+        assert f"only {workdir} is right on 0, only {other} on 0: p = 1 (McNemar)" in out
         assert out.count("%  of") == 10
 
 

@@ -56,3 +56,37 @@ def test_a_bad_reference_is_one_line(monkeypatch, capsys, tmp_path, command):
     code, _, err = call(monkeypatch, capsys, command, tmp_path / "nothing", *more)
     assert code == 2
     assert len(err) == 1
+
+
+@pytest.mark.parametrize("name", ["vit_token", "mixer", "bigvision_map"])
+def test_an_onnx_file_agrees_in_its_own_runtime(monkeypatch, capsys, tmp_path, name):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    code, out, err = call(monkeypatch, capsys, export, GOLDEN / f"{name}.npz", tmp_path / "m.onnx", "--json")
+    assert code == 0, err
+    assert json.loads(out)["largest_difference"] <= 1e-5
+    loaded, session = vit_jax.load(GOLDEN / f"{name}.npz"), runtime.InferenceSession(tmp_path / "m.onnx")
+    for size in (1, 5):
+        images = np.random.default_rng(0).integers(0, 256, size=(size, 32, 32, 3), dtype=np.uint8)
+        (got,) = session.run(None, {session.get_inputs()[0].name: images})
+        x = normalise(jax.numpy.asarray(images), loaded.spec.preprocess)
+        # Logits of order one, by another compiler.
+        np.testing.assert_allclose(got, loaded.model.apply({"params": loaded.params}, x), rtol=0, atol=1e-5)
+
+
+def test_onnx_is_refused_where_it_cannot_be_written(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "m.onnx"
+    hybrid = GOLDEN / "hybrid_stem.npz"
+    code, _, err = call(monkeypatch, capsys, export, hybrid, out, "--platforms", "cpu")
+    assert (code, len(err)) == (2, 1)
+    assert "--platforms=cpu is for StableHLO" in err[0]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, err = call(monkeypatch, capsys, export, hybrid, out)
+    assert (code, len(err)) == (2, 1)
+    assert "install jax2onnx and onnxruntime (the extra onnx)" in err[0]
+    monkeypatch.undo()
+    pytest.importorskip("jax2onnx")
+    code, _, err = call(monkeypatch, capsys, export, hybrid, out)
+    assert code == 2
+    assert "cannot be written as ONNX by jax2onnx" in err[-1]
+    assert not out.exists()

@@ -16,10 +16,11 @@ from commands import call
 from paths import GOLDEN, ROOT
 from PIL import Image
 from tiny_run import tiny
+from weight_files import arrays
 
 import vit_jax
 from vit_jax import config, loaded
-from vit_jax.cli import evaluate
+from vit_jax.cli import evaluate, probe
 from vit_jax.data import sources
 from vit_jax.data.source import Splits
 from vit_jax.data.transforms import for_evaluation
@@ -29,6 +30,7 @@ from vit_jax.run.setup import set_up
 from vit_jax.sections import Loss
 from vit_jax.training import mesh as meshes
 from vit_jax.training.step import normalise
+from vit_jax.weights import dialects, load
 from vit_jax.weights.adapt import Weights
 from vit_jax.weights.formats import orbax
 from vit_jax.weights.load import read
@@ -227,6 +229,69 @@ def test_a_finished_run_with_more_steps_says_both_rates(tmp_path):
     # Cosine of lr 1e-3 after 2 steps of warm-up: (1 + cos(pi t / T)) / 2 for t / T = 7/8, then for 8/18.
     assert "note: the learning rate goes from 3.81e-05 in step 10 to 0.000587 in the next: " in log
     assert "made for 10 steps, and now for 20" in log
+
+
+def test_commands_name_what_a_command_can_do(tmp_path, monkeypatch, capsys):
+    def error_of(*words):
+        code, _, err = call(monkeypatch, capsys, evaluate, *words)
+        assert code == 2
+        return err[-1]
+
+    headless = {k: v for k, v in arrays(GOLDEN / "vit_token.npz").items() if not k.startswith("head")}
+    np.savez(tmp_path / "w.npz", **headless)
+    told = error_of(tmp_path / "w.npz")
+    assert "classes=" not in told
+    assert (
+        f"has no head, so it names no class: fine-tune it (train --config.init={tmp_path / 'w.npz'})" in told
+    )
+    with pytest.raises(UserError, match="has no head: pass classes="):
+        vit_jax.load(tmp_path / "w.npz")
+    timm = next(d for d in dialects.DIALECTS if d.per_head)
+    with pytest.raises(UserError, match="width 100: pass heads=, or a folder") as untold:
+        load._heads(timm, {timm.patch: (100, 3, 8, 8)})
+    assert untold.value.command.endswith("or what `convert --heads N` makes of it")
+
+
+@pytest.mark.parametrize(
+    ("ref", "near"),
+    [
+        ("augreg/B16", "augreg/B_16"),
+        ("vit-b_16", "ViT-B_16"),
+        ("AugReg/B_16-384", "augreg/B_16-384"),
+        ("vit_s16_i1k_90", "big_vision/vit_s16_i1k_90ep"),
+    ],
+)
+def test_an_unknown_model_brings_the_nearest_names(ref, near):
+    with pytest.raises(UserError, match=r"did you mean .*\? `info --help` lists all") as told:
+        vit_jax.load(ref)
+    assert near in str(told.value)
+    assert len(str(told.value)) < 300
+    with pytest.raises(UserError, match=r"published checkpoint: `info --help` lists all names"):
+        vit_jax.load("qqqqqqqqqqq")
+
+
+def test_a_probe_says_how_far_it_is(workdir, tmp_path, monkeypatch, capsys):
+    few = (
+        "--neighbours",
+        3,
+        "--shots",
+        2,
+        "--lr",
+        "0.1,1",
+        "--weight_decay",
+        0,
+        "--layers",
+        1,
+        "--epochs",
+        1,
+    )
+    few += ("--cache", tmp_path, "--batch_size", 128, "--pooling", "token")
+    code, _, err = call(monkeypatch, capsys, probe, workdir, *few)
+    assert code == 0
+    told = [line for line in err if "split: examples: " in line]
+    assert told[:2] == ["train split: examples: 256 of 1,438", "train split: examples: 384 of 1,438"]
+    assert "probes: k-NN of 359 among 1,438 examples" in err
+    assert "probes: 2 linear heads at once, 1 epochs of 1,294 examples" in err
 
 
 def test_names_that_an_encoding_lacks_are_escaped(tmp_path):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,14 +134,18 @@ class Job:
         }
         return json.dumps(facts, sort_keys=True)
 
-    def run(self, params: Any, source: Source) -> Split:
-        """Every example through the model, on all devices.
+    def run(self, params: Any, source: Source, told: Callable[[int], None]) -> Split:
+        """Every example through the model, on all devices; `told` is called with the number done so far.
 
         Raises UserError if none can be read, or for features that are not finite.
         """
         forward = lambda params, image_bhwc: extract(self.cfg, params, image_bhwc, self.columns)
         seen = {"preprocess": self.preprocess, "image_hw": self.cfg.image_hw, "batch_size": self.batch_size}
-        labels, rows = zip(*walk(forward, params, source, self.data, **seen), strict=True)
+        labels, rows, done = [], [], 0
+        for label_b, made in walk(forward, params, source, self.data, **seen):
+            labels.append(label_b)
+            rows.append(made)
+            told(done := done + len(label_b))
         label_n = np.concatenate(labels)
         if not len(label_n):
             raise UserError(f"data.name={self.data.name}: no example of the split can be read")
@@ -167,14 +171,19 @@ class Cache:
         except OSError as error:
             raise _not_writable(self.folder, error) from error
 
-    def split(self, job: Job, params: Any, source: Source) -> tuple[Split, Path, bool]:
-        """(features, their file, whether they were in it); what was not there is computed and kept."""
+    def split(
+        self, job: Job, params: Any, source: Source, told: Callable[[int], None] = lambda done: None
+    ) -> tuple[Split, Path, bool]:
+        """(features, their file, whether they were in it); what was not there is computed and kept.
+
+        `told` is called with the number of examples done so far.
+        """
         key = job.key(params, source)
         path = self.folder / f"{_digest([key.encode()])}.npz"
         found = load(path, key, job.columns)
         if found is not None:
             return found, path, True
-        made = job.run(params, source)
+        made = job.run(params, source, told)
         save(path, key, made)
         return made, path, False
 

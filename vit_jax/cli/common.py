@@ -76,7 +76,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {e.command}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 1  # the reader went away, as in `| head`
@@ -95,6 +95,21 @@ def tell(*sources: "Source") -> None:
     for note in dict.fromkeys(source.note() for source in sources):
         if note:
             print(note, file=sys.stderr)
+
+
+def progress(what: str, total: int) -> Callable[[int], None]:
+    """To be called with how many of `total` are done: one line of a terminal, else a line each tenth."""
+    live, shown = sys.stderr.isatty(), 0
+
+    def told(done: int) -> None:
+        nonlocal shown
+        tenth = 10 * done // total
+        if live or (tenth > shown and done < total):
+            shown = tenth
+            start, end = ("\r", "\n" if done == total else "") if live else ("", "\n")
+            print(f"{start}{what}: {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
+
+    return told
 
 
 def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *, columns: int) -> None:

@@ -54,7 +54,7 @@ def main() -> None:
         ]
         if same[0] != same[1]:
             raise UserError(f"--compare {args.compare} is of other examples: evaluate both on the same split")
-        facts["compare"] = _compare(found, other, args.compare)
+        facts["compare"] = {"ref": args.ref, **_compare(found, other, args.compare)}
     if args.calibrate and found.logits is not None:
         fitted = calibration.fit(found.logits, found.label, loss=loss)
         where = calibration.save(args.ref, fitted)
@@ -153,8 +153,8 @@ def _text(facts: dict[str, Any], *, table: bool) -> str:
     if "compare" in facts:
         c = facts["compare"]
         lines.append(
-            f"{c['other']}: top-1 {c['top1']:.2%}; only this one is right on {c['only_first']}, only the "
-            f"other on {c['only_second']}: p = {c['p_value']:.3g} (McNemar)"
+            f"{c['other']}: top-1 {c['top1']:.2%}; only {c['ref']} is right on {c['only_first']}, only "
+            f"{c['other']} on {c['only_second']}: p = {c['p_value']:.3g} (McNemar)"
         )
     if "calibration" in facts:
         c = facts["calibration"]

@@ -1,6 +1,12 @@
-"""Write a model as StableHLO with a free batch size, that jax.export runs anywhere without this package."""
+"""Write a model with a free batch size, as StableHLO that jax runs without this package, or as ONNX.
 
+An out file that ends in .onnx is ONNX, written by jax2onnx (extra onnx).
+"""
+
+import dataclasses
+import importlib.util
 import json
+import logging
 from typing import Any
 
 from vit_jax import paths
@@ -10,9 +16,10 @@ from vit_jax.errors import UserError
 EXAMPLES = """examples:
   python -m vit_jax.cli.export runs/b16 b16.stablehlo
   python -m vit_jax.cli.export augreg/B_16-384 b16.stablehlo --platforms cpu,cuda
+  python -m vit_jax.cli.export runs/b16 b16.onnx
 
 The file takes uint8 images [batch, height, width, channels], resized and cropped as `info` says, and gives
-float32 logits; what makes confidences of them, softmax or sigmoid, is told by --json. jax alone runs it:
+float32 logits; what makes confidences of them, softmax or sigmoid, is told by --json. jax runs StableHLO:
   exported = jax.export.deserialize(open("b16.stablehlo", "rb").read())
   logits = exported.call(images)
 """
@@ -29,33 +36,37 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    onnx = args.out.suffix.lower() == ".onnx"
+    if onnx and args.platforms:
+        raise UserError(
+            f"--platforms={args.platforms} is for StableHLO: an .onnx file runs where its runtime does"
+        )
+    if onnx and not all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))):
+        raise UserError(
+            f"to write {args.out} install jax2onnx and onnxruntime (the extra onnx); StableHLO, which any "
+            "other name means, needs neither"
+        )
 
     import jax  # after parsing: --help stays quick
-    import numpy as np
-    from jax import export
 
     import vit_jax
+    from vit_jax.models import build
     from vit_jax.training.step import normalise
 
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
     spec = loaded.spec
     shape = (*spec.model.image_hw, spec.preprocess.channels)
+    # Runtimes of ONNX on CPUs have no products in bfloat16.
+    model = build.build(dataclasses.replace(spec.model, dtype="float32")) if onnx else loaded.model
 
     def logits(image_bhwc: Any) -> Any:
-        return loaded.model.apply({"params": loaded.params}, normalise(image_bhwc, spec.preprocess))
+        return model.apply({"params": loaded.params}, normalise(image_bhwc, spec.preprocess))
 
-    (b,) = export.symbolic_shape("b")
-    platforms = [p.strip() for p in args.platforms.split(",") if p.strip()] or None
-    try:
-        made = export.export(jax.jit(logits), platforms=platforms)(
-            jax.ShapeDtypeStruct((b, *shape), np.uint8)
-        )
-    except ValueError as error:
-        raise UserError(f"--platforms={args.platforms}: {str(error).splitlines()[0]}") from error
-    paths.write(args.out, bytes(made.serialize()))
+    made = _onnx(args.ref, logits, shape) if onnx else _stablehlo(logits, shape, args.platforms)
+    paths.write(args.out, made)
     written = args.out.read_bytes()
-    again = export.deserialize(bytearray(written))
-    gap = max(_gap(again, jax.jit(logits), (size, *shape)) for size in BATCHES) if _runs_here(again) else None
+    again = _reload_onnx(written) if onnx else _reload_stablehlo(written)
+    gap = again and max(_gap(again, jax.jit(logits), (size, *shape)) for size in BATCHES)
     if gap is not None and not gap <= ATOL:
         args.out.unlink()
         raise UserError(f"the exported file differs by {gap:.1e} from the model: it was removed; report this")
@@ -69,6 +80,54 @@ def main() -> None:
     print(json.dumps(facts) if args.json else f"wrote {args.out} ({facts['bytes']:,} bytes); it {checked}")
 
 
+def _stablehlo(logits: Any, shape: tuple[int, ...], platforms: str) -> bytes:
+    import jax
+    import numpy as np
+    from jax import export
+
+    (b,) = export.symbolic_shape("b")
+    names = [p.strip() for p in platforms.split(",") if p.strip()] or None
+    try:
+        made = export.export(jax.jit(logits), platforms=names)(jax.ShapeDtypeStruct((b, *shape), np.uint8))
+    except ValueError as error:
+        raise UserError(f"--platforms={platforms}: {str(error).splitlines()[0]}") from error
+    return bytes(made.serialize())
+
+
+def _reload_stablehlo(data: bytes) -> Any:
+    """The function of images in the file; None if it does not run here."""
+    from jax import export
+
+    again = export.deserialize(bytearray(data))
+    return again.call if _runs_here(again) else None
+
+
+def _onnx(ref: str, logits: Any, shape: tuple[int, ...]) -> bytes:
+    """Raises UserError for a model that the converter cannot write."""
+    import jax
+    import numpy as np
+
+    logging.disable(logging.ERROR)  # what the converter says of plugins for packages that are not here
+    try:
+        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports] - an extra
+
+        return to_onnx(logits, [jax.ShapeDtypeStruct(("b", *shape), np.uint8)]).SerializeToString()
+    except Exception as error:  # whatever a converter of many operations raises
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{ref} cannot be written as ONNX by jax2onnx ({what}): name the file .stablehlo instead"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _reload_onnx(data: bytes) -> Any:
+    import onnxruntime  # pyright: ignore[reportMissingImports] - an extra
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda image_bhwc: session.run(None, {session.get_inputs()[0].name: image_bhwc})[0]
+
+
 def _runs_here(exported: Any) -> bool:
     import jax
 
@@ -76,11 +135,11 @@ def _runs_here(exported: Any) -> bool:
     return here in exported.platforms
 
 
-def _gap(exported: Any, logits: Any, shape: tuple[int, ...]) -> float:
+def _gap(again: Any, logits: Any, shape: tuple[int, ...]) -> float:
     import numpy as np
 
     image_bhwc = np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
-    return float(np.abs(np.asarray(exported.call(image_bhwc)) - np.asarray(logits(image_bhwc))).max())
+    return float(np.abs(np.asarray(again(image_bhwc)) - np.asarray(logits(image_bhwc))).max())
 
 
 if __name__ == "__main__":

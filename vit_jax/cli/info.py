@@ -16,13 +16,15 @@ SHOWN_CLASSES = 8
 
 def main() -> None:
     """Parse the command line, read, print."""
-    parser = make_parser(__doc__, EXAMPLES)
+    from vit_jax.weights import published
+
+    names = "\n".join(f"  {name}" for name in published.TABLE)
+    parser = make_parser(__doc__, f"{EXAMPLES}\npublished checkpoints:\n{names}")
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 
-    from vit_jax.weights import published  # after parsing: --help stays quick
-    from vit_jax.weights.adapt import Wish
+    from vit_jax.weights.adapt import Wish  # after parsing: --help stays quick
     from vit_jax.weights.load import read
 
     weights = read(args.ref, Wish(headless=True))

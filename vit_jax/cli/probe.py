@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config, paths
-from vit_jax.cli.common import make_parser, nonempty_path, output_path, run_command, tell
+from vit_jax.cli.common import make_parser, nonempty_path, output_path, progress, run_command, tell
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -136,10 +136,11 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     for source, is_train in ((train, True), (test, False)):
         job = features.Job(cfg, config.preprocess_of(data), data, every, is_train, args.batch_size)
         start = time.perf_counter()
-        split, path, found = cache.split(job, loaded.params, source)
+        name = "train" if is_train else "eval"
+        told = progress(f"{name} split: examples", source.size)
+        split, path, found = cache.split(job, loaded.params, source, told)
         spent = time.perf_counter() - start
         how = f"read from {path}" if found else f"made in {spent:.1f} s, kept in {path}"
-        name = "train" if is_train else "eval"
         print(f"{name} split: features of {len(split.label):,} examples, {how}", file=sys.stderr)
         made.append(split)
     return cfg, columns, *made, list(train.class_names)
@@ -157,23 +158,29 @@ def _probe(
     held, kept = np.split(order, [round(HELD_OUT * len(order))])
     part = lambda split, at: probes.Part(split.columns[head][at], split.label[at])
     three = (part(train, kept), part(train, held), part(test, slice(None)))
+    say = lambda what: print(f"probes: {what}", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    say(f"k-NN of {len(test.label):,} among {len(train.label):,} examples")
     voted = probes.knn(
         train.columns[head], train.label, test.columns[head], classes=classes, neighbours=args.neighbours
     )
-    start = time.perf_counter()
+    say(f"few-shot ridge regressions of {', '.join(map(str, args.shots))} a class")
+    few = [
+        probes.few_shot(*three, shots=shots, l2=L2, classes=classes, seed=args.seed)._asdict()
+        for shots in args.shots
+    ]
+    heads = len(columns) * len(args.lr) * len(args.weight_decay)
+    say(f"{heads:,} linear heads at once, {args.epochs} epochs of {len(kept):,} examples")
     found = {
         "examples": {"train": len(kept), "held_out": len(held), "eval": len(test.label)},
         "features": head.name,
         "knn": [
             {"vote": vote, "k": k, "top1": float((p == test.label).mean())} for (vote, k), p in voted.items()
         ],
-        "few_shot": [
-            probes.few_shot(*three, shots=shots, l2=L2, classes=classes, seed=args.seed)._asdict()
-            for shots in args.shots
-        ],
+        "few_shot": few,
         "linear": _linear(args, columns, train, test, (kept, held), classes),
     }
-    print(f"probes: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    say(f"{time.perf_counter() - start:.1f} s")
     return found
 
 

@@ -141,9 +141,11 @@ def _with_grid(
             if hw and stored > slot and (hw[0] // stride) * (hw[1] // stride) == stored - slot:
                 size = hw[0] if hw[0] == hw[1] else hw
                 return Model(**sizes, image_size=size, posemb_class_slot=has_slot)
+    oblong, steps = f"{stored} positions make no square grid", f"in steps of {stride} pixels"
     fail(
-        f"{stored} positions make no square grid: pass image_size=(height, width), the one they are stored "
-        f"for, in steps of {stride} pixels"
+        f"{oblong}: pass image_size=(height, width), the one they are stored for, {steps}",
+        command=f"{oblong}, and the file does not tell their height and width: save it again from Python by "
+        f"vit_jax.load(..., image_size=(height, width)), {steps}",
     )
 
 

@@ -50,7 +50,12 @@ def read(ref: str | os.PathLike[str], wish: Wish | None = None) -> Weights:
     place = resolve(str(ref))
     weights = _from_step(place.path) if isinstance(place, Step) else _from_file(place, wish)
     if not (weights.model.classes or wish.classes or wish.headless):
-        fail(f"{ref} has no head: pass classes=, the number of classes to make one for")
+        headless = f"{ref} has no head"
+        fail(
+            f"{headless}: pass classes=, the number of classes to make one for",
+            command=f"{headless}, so it names no class: fine-tune it (train --config.init={ref}), or see "
+            "what its features are worth (probe)",
+        )
     return adapt.to(weights, wish)
 
 
@@ -78,7 +83,7 @@ def _from_file(place: Place, wish: Wish) -> Weights:
         stored_hw = archive.image_hw or told.image_hw
         model = infer(found, told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
     except UserError as error:
-        fail(f"{place.name}: {error}")
+        fail(f"{place.name}: {error}", command=f"{place.name}: {error.command}")
     channels = layout.channels(found.shapes)
     _check(place.name, found, layout.shapes(model, channels=channels), archive)
     params, converted = _arrays(archive, found, model.heads)
@@ -185,7 +190,11 @@ def _heads(dialect: Dialect, bare: Shapes) -> int:
         return width // features[0]
     heads = HEADS.get(width) or (width // HEAD_FEATURES if width % HEAD_FEATURES == 0 else 0)
     if not heads:
-        fail(f"no array tells the heads of a model of width {width}: pass heads=, or a folder's config.json")
+        untold = f"no array tells the heads of a model of width {width}"
+        fail(
+            f"{untold}: pass heads=, or a folder's config.json",
+            command=f"{untold}: give a folder with a config.json, or what `convert --heads N` makes of it",
+        )
     return heads
 
 

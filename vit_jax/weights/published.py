@@ -5,6 +5,7 @@ B the config of google-research/big_vision. ImageNet top-1 in percent; None wher
 or no figure for this very file is known. The files of the AugReg study are read by their own names as well.
 """
 
+import difflib
 import functools
 import gzip
 import importlib.resources
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 VIT = "gs://vit_models"
 MIXER = "gs://mixer_models"
+NEAREST = 4  # names in a message
 
 
 class Published(NamedTuple):
@@ -36,6 +38,18 @@ def find(name: str) -> Published | None:
             return published
     match = AUGREG.fullmatch(by_file)
     return _augreg(by_file, match) if match else None
+
+
+def nearest(name: str) -> list[str]:
+    """The names in the table that look most like `name`, whole or after the slash."""
+    name, last = name.casefold(), {known.casefold().rpartition("/")[2]: known for known in reversed(TABLE)}
+    whole = {known.casefold(): known for known in TABLE}
+    found = [
+        names[match]
+        for names in (whole, last)
+        for match in difflib.get_close_matches(name, names, NEAREST, cutoff=0.5)
+    ]
+    return list(dict.fromkeys(found))[:NEAREST]
 
 
 def class_names(published: Published | None, classes: int) -> tuple[str, ...]:

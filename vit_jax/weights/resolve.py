@@ -67,8 +67,9 @@ def _file(ref: str) -> Place:
     if known is not None and not Path(name).exists():
         return Place(download(known.url), ref, submodel, known)
     if not match and not Path(name).exists():
-        names = ", ".join(published.TABLE)
-        fail(f"{ref} is no run directory, file or published checkpoint; published are {names}")
+        near = published.nearest(name)
+        names = f"did you mean {' or '.join(near)}? " if near else ""
+        fail(f"{ref} is no run directory, file or published checkpoint: {names}`info --help` lists all names")
     return Place(Path(name), ref, submodel, known)
 
 
