@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from weight_files import arrays
 import vit_jax
 from vit_jax import config, loaded
 from vit_jax.cli import evaluate, probe
+from vit_jax.cli.common import run_command
 from vit_jax.data import sources
 from vit_jax.data.source import Splits
 from vit_jax.data.transforms import for_evaluation
@@ -292,6 +294,51 @@ def test_a_probe_says_how_far_it_is(workdir, tmp_path, monkeypatch, capsys):
     assert told[:2] == ["train split: examples: 256 of 1,438", "train split: examples: 384 of 1,438"]
     assert "probes: k-NN of 359 among 1,438 examples" in err
     assert "probes: 2 linear heads at once, 1 epochs of 1,294 examples" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["{run}", "--table"], 141),
+        (["{run}", "--json"], 141),
+    ],  # argparse drops what it prints
+)
+def test_a_reader_that_leaves_ends_a_command_quietly(workdir, words, code):
+    # A pipe whose reader has closed it before anything is written, as `| head` may.
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    words = [word.format(run=workdir) for word in words]
+    command = [sys.executable, "-m", "vit_jax.cli.evaluate", *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert done.returncode == code
+    assert "Exception" not in done.stderr
+    assert "Error" not in done.stderr
+
+
+def test_another_broken_pipe_is_no_reader_that_left():
+    def breaks():
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        run_command(breaks)
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_a_damaged_checkpoint_leaves_behind_is_no_news(monkeypatch, recwarn):
+    async def never_begun():
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    begun = {name: list(logging.getLogger(name).filters) for name in orbax.LOGGERS}
+    coroutine = never_begun()
+    orbax._Quiet().__enter__()
+    orbax._Quiet().__exit__(ValueError, ValueError("damaged"), None)
+    del coroutine
+    assert not recwarn.list
+    for name, filters in begun.items():
+        monkeypatch.setattr(logging.getLogger(name), "filters", filters)
 
 
 def test_names_that_an_encoding_lacks_are_escaped(tmp_path):

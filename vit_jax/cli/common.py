@@ -4,9 +4,11 @@ import argparse
 import io
 import os
 import pathlib
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from vit_jax.data.source import Source
 
 FIGURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of what matplotlib writes
+SIGPIPE = 13  # the number that a shell counts 128 from; Windows has no such signal
 PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square
 
 
@@ -64,7 +67,10 @@ def output_path(*endings: str) -> Callable[[str], Path]:
 
 
 def run_command(main: Callable[[], int | None]) -> int:
-    """Exit code of `main`; 2 after a UserError, whose message goes to stderr. Ctrl-C exits with 130."""
+    """Exit code of `main`; 2 after a UserError, whose message goes to stderr. Ctrl-C exits with 130.
+
+    Where the reader of the output goes away, as `| head` does, the exit code is that of other commands.
+    """
     if sys.stdout is None:  # closed by the parent process
         sys.stdout = pathlib.Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):
@@ -74,14 +80,32 @@ def run_command(main: Callable[[], int | None]) -> int:
     if before is signal.default_int_handler:  # not where it is ignored, as after nohup
         signal.signal(signal.SIGINT, _interrupted)
     try:
-        return main() or 0
-    except UserError as e:
-        print(f"error: {e.command}", file=sys.stderr)
-        return 2
+        try:
+            return main() or 0
+        except UserError as e:
+            print(f"error: {e.command}", file=sys.stderr)
+            return 2
+        finally:
+            sys.stdout.flush()  # now, and not when Python ends, where nobody can catch an error
     except BrokenPipeError:
-        return 1  # the reader went away, as in `| head`
+        if not _reader_left():
+            raise  # another pipe: an error of ours
+        return 128 + SIGPIPE
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _reader_left() -> bool:
+    """Whether stdout or stderr is a pipe without a reader; what else goes there is dropped."""
+    left = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a stream that is no file
+            watch = select.poll()
+            watch.register(stream.fileno(), 0)
+            if any(events & (select.POLLERR | select.POLLHUP) for _, events in watch.poll(0)):
+                left = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return left
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ import pathlib
 import re
 import shutil
 import sys
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ PARAMS, REST, RECORD = "params", "rest", "record"
 COMMITTED = "commit_success.txt"  # in a bucket, what makes a step a finished one
 INTERRUPTED = "*.orbax-checkpoint-tmp"  # on this machine, the names of steps that are not finished
 LOGGERS = ("absl", "asyncio")  # that Orbax's errors go to
+UNBEGUN = r"coroutine '[\w.<>]+' was never awaited"
 OWN = {"step", "shapes", "digests"}  # what `record_of` adds to a record
 
 
@@ -162,7 +164,8 @@ class _Quiet:
     """While entered, and for good after an error: leave a failed file to the exception.
 
     Orbax would also log each error that it raises, and it closes event loops that results of other files
-    still come to, some after the exception: Python reports those as errors that nobody can catch.
+    still come to, some after the exception: Python reports those as errors that nobody can catch, and warns
+    of the reads that were never begun.
     """
 
     def __init__(self) -> None:
@@ -177,6 +180,8 @@ class _Quiet:
 
     def __exit__(self, kind: type[BaseException] | None, e: Any, trace: TracebackType | None) -> None:
         self._inside -= kind is None
+        if kind is not None:
+            warnings.filterwarnings("ignore", UNBEGUN, RuntimeWarning)
         if not self._inside:
             for name in LOGGERS:
                 logging.getLogger(name).removeFilter(self._is_news)
