@@ -181,6 +181,28 @@ def test_every_randaug_operation_changes_a_photograph(index: int) -> None:
     assert np.abs(np.asarray(out).astype(int) - np.asarray(image)).mean() > 0.5
 
 
+@pytest.mark.parametrize("magnitude", [0, 1, 2, 3, 10, 20, 30])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_randaug_operations_take_every_magnitude(magnitude: int, mode: str) -> None:
+    image = photo(64, 48).convert(mode)
+    for operation in augment.RANDAUG_OPERATIONS:
+        out = operation(image, magnitude / augment.MAX_MAGNITUDE, np.random.default_rng(0))
+        assert (out.size, out.mode) == (image.size, mode)
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "bits"), [(0, 1), (1, 1), (2, 1), (3, 1), (5, 2), (10, 4), (15, 6), (20, 8), (30, 8)]
+)
+def test_posterize_keeps_the_bits_that_big_vision_keeps(magnitude: int, bits: int) -> None:
+    """Its `image >> (8 - b) << (8 - b)` with b = int(magnitude / 10 * 4); TensorFlow shifts by 0 to 7."""
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    level = magnitude / augment.MAX_MAGNITUDE
+    out = augment._posterize(Image.fromarray(grey), level, np.random.default_rng(0))
+    shift = np.clip(8 - int(level * 4), 0, 7)
+    np.testing.assert_array_equal(np.asarray(out), grey >> shift << shift)
+    assert len(np.unique(out)) == 2**bits
+
+
 def test_three_augment_draws_grey_solarize_and_blur() -> None:
     image_hwc = np.asarray(photo(64, 48))
     outs = [augment.three_augment(image_hwc, np.random.default_rng(seed)) for seed in range(30)]

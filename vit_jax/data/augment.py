@@ -115,7 +115,8 @@ def _rotate(image: Image.Image, level: float, rng: np.random.Generator) -> Image
 
 
 def _posterize(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
-    return ImageOps.posterize(image, min(int(level * 4), 8))  # more bits the stronger, as in big_vision
+    # More bits the stronger, as in big_vision; of 0 its shifts, which TensorFlow bounds, keep the highest.
+    return ImageOps.posterize(image, min(max(int(level * 4), 1), 8))
 
 
 def _solarize(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:

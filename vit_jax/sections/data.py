@@ -58,7 +58,7 @@ class Data(Preprocess):
         "none", "none, big_vision's RandAugment, or 3-Augment"
     )
     randaug_layers: int = field(2, "operations on an image with policy=randaug", least=1)
-    randaug_magnitude: int = field(10, "strength of policy=randaug; its authors' scale ends at 10", least=1)
+    randaug_magnitude: int = field(10, "strength of policy=randaug; its authors' scale ends at 10", least=0)
     jitter: float = field(0.0, "largest change of brightness, contrast, saturation; 0: none", least=0)
     erase: float = field(0.0, "chance that a random rectangle is replaced by noise", least=0, most=1)
     repeats: int = field(1, "repeated augmentation: copies of an example, one after another", least=1)
