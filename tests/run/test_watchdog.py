@@ -161,7 +161,7 @@ def test_a_file_that_never_comes_ends_the_run_and_the_same_command_continues(
 ):
     """A file system that hangs, as a pipe that nobody writes to."""
     picture = of_training(pictures)
-    arguments = fields(pictures, "train.steps=20", "train.stall_minutes=0.2")
+    arguments = fields(pictures, "train.steps=20", "train.stall_minutes=0.5")
     which = first_reader(config_file, arguments, picture) if processes == 2 else 0
     whole = picture.read_bytes()
     picture.unlink()
@@ -184,7 +184,7 @@ def test_a_file_that_never_comes_ends_the_run_and_the_same_command_continues(
 @pytest.mark.slow
 def test_an_error_that_one_process_has_ends_the_others(config_file, pictures, tmp_path):
     picture = of_training(pictures)
-    arguments = fields(pictures, "train.steps=20", "train.stall_minutes=0.2")
+    arguments = fields(pictures, "train.steps=20", "train.stall_minutes=0.5")
     which = first_reader(config_file, arguments, picture)
     picture.write_bytes(b"")
     running = start(config_file, tmp_path / "run", 2, arguments)
@@ -200,7 +200,7 @@ def test_an_error_that_one_process_has_ends_the_others(config_file, pictures, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_stopped_process_ends_the_other_and_the_same_command_continues(config_file, tmp_path, which):
-    length = ["--config.train.eval_every=0", "--config.train.stall_minutes=0.2"]
+    length = ["--config.train.eval_every=0", "--config.train.stall_minutes=0.5"]
     running = start(config_file, tmp_path, 2, [*length, "--config.train.steps=100000"])
     read_until(running[0], "^step 15/")  # the checkpoint of step 7 is whole once that of 14 is begun
     running[which].send_signal(signal.SIGSTOP)
