@@ -155,7 +155,8 @@ class _Watchdog:
         self._process, self._processes = jax.process_index(), jax.process_count()
         self._poll_s = min(POLL_S, limit_s / 10)
         self._silent_limit_s = min(SILENT_S, limit_s)
-        self._closed = threading.Event()
+        self._closed = threading.Event()  # it judges no more
+        self._left = threading.Event()  # its last words are there to be told
         self._at = Standing()
         self._heard: dict[int, Standing] = {}  # by process 0
         self._pulses: dict[int, tuple[int, float]] = {}  # the last of each process, and for how long
@@ -174,20 +175,23 @@ class _Watchdog:
 
     def close(self, error: str) -> None:
         """This process leaves the run, with an `error` or without."""
+        judging, *talking = self._threads
+        self._closed.set()
+        judging.join(POLL_S)  # it writes what follows, too
         self._at = self._at._replace(ended=error)
         if error and self._process == 0:
             line = f"process 0 of {self._processes} has ended {_place(self._at)} ({error})"
             self._ruling = self._ruling._replace(line=line)
         self._ruling = self._ruling._replace(over=True)
-        self._closed.set()
-        for thread in self._threads:
+        self._left.set()
+        for thread in talking:
             thread.join(POLL_S)
 
     def _talk(self, service: _Service) -> None:
         """Tell and hear, until this process leaves: then for the last time."""
         last = False
         while not last:
-            last = self._closed.wait(self._poll_s)
+            last = self._left.wait(self._poll_s)
             with suppress(Exception):  # no answer: the other thread counts for how long
                 service.tell(self._process, self._at)
                 if self._process:
