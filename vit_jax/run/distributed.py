@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from vit_jax.errors import UserError
 from vit_jax.run import rendezvous
 
-HEARTBEAT_S = 60  # after which the others end, if one process is gone: by the watchdog, which names it
+HEARTBEAT_S = 120  # after which the others end, if one process is gone: by the watchdog, which names it
 UNNAMED_S = 3 * HEARTBEAT_S  # the same, by jax: half of it at the least, as it asks twice in this time
 APART_S = 3600  # that processes may be apart after compiling
 JOIN_S = 300  # for all processes of a run to have started

@@ -22,7 +22,8 @@ from vit_jax.run import distributed
 from vit_jax.run.clock import Clock
 
 POLL_S = 5  # a tenth of the limit, if that is less
-SILENT_S = distributed.HEARTBEAT_S / 2  # the other half is for all to hear of it, and to end
+# On busy machines a process may not be heard of for half a minute. The other half is for all to hear and end.
+SILENT_S = distributed.HEARTBEAT_S / 2
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed
 # What a process does, in words. No limit holds for the first two: some data and programs take long.
 DOING = {
