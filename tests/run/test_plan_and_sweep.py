@@ -17,7 +17,7 @@ from tiny_run import tiny
 from vit_jax import config
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
-from vit_jax.run import loop, plan, program, rerun, sweep, sweep_points
+from vit_jax.run import loop, plan, program, rerun, sweep, sweep_points, target
 from vit_jax.run.setup import set_up
 from vit_jax.training import mesh as meshes
 from vit_jax.weights.formats import orbax
@@ -66,7 +66,23 @@ def test_remedies_are_tried_up_to_the_first_that_fits(digits, monkeypatch):
     monkeypatch.setattr(plan, "measure", lambda setup: plan.Measured(next(needs), {}, NOTHING, 1.0))
     told = plan.make(config.apply(tiny(), ["--config.model.width=64"]), digits, limit_bytes=500)
     assert [(r["memory_per_device_bytes"], r["fits"]) for r in told.remedies] == [(900, False), (400, True)]
-    assert plan.show(told).endswith(", fits")
+    assert plan.show(told).endswith(", fits")  # and no speed: devices that are here give no estimate
+
+
+def test_a_remedy_splits_over_the_chips_of_a_slice_and_has_its_estimate(digits, monkeypatch):
+    slices = target.Target("2xv5e-4", target.CHIPS["v5e"], [])
+    mesh = meshes.make("cpu", 1)
+    monkeypatch.setattr(meshes, "near", lambda devices: len(devices) // 2)
+    asked = []
+    needs = iter((*[2**40] * 4, 2**20))  # in eight parts the batch is too small
+    monkeypatch.setattr(plan, "mesh_of", lambda cfg, target: asked.append(cfg.fsdp) or mesh)
+    monkeypatch.setattr(plan, "measure", lambda setup: measured(next(needs)))
+    measured = lambda size: plan.Measured(size, {}, program.Cost(3_000_000, []), 1.0, refused=size > 2**30)
+    last = plan.make(config.apply(tiny(), ["--config.model.width=64"]), digits, target=slices).remedies[-1]
+    assert set(asked) == {1, 4}  # not 8: over the slices the batch is split
+    assert (last["change"], last["fits"]) == ("--config.fsdp=4", True)
+    assert last["step_s"] == pytest.approx(3e6 / slices.chip.clock_hz)
+    assert last["images_per_s"] == pytest.approx(32 / last["step_s"])
 
 
 @pytest.mark.slow
@@ -83,8 +99,12 @@ def test_a_plan_foretells_the_memory_of_the_program_that_trains(digits, fields):
         batches = loader.TrainBatches(digits.train, cfg.data, (8, 8), size, 0, 1, rows)
         batch = meshes.to_devices(batches[0], size, mesh)
         m = setup.step.lower(state, batch, None).compile().memory_analysis()
+        program_bytes = (
+            m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+        )
         # What the arrays really take, the state's in place of the result's, and the program's scratch.
         held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state, batch)))
+    assert told.memory_per_device_bytes == program_bytes
     own = held + m.temp_size_in_bytes
     assert told.memory_per_device_bytes == pytest.approx(own, rel=0.1)
 
@@ -201,7 +221,7 @@ def test_flags_that_do_not_go_together_are_one_line(arguments, message):
 def test_after_a_run_that_failed_no_process_starts_again(tmp_path, monkeypatch):
     again = []
 
-    def run(cfg, workdir, *, compiled):
+    def run(cfg, workdir, *, compiled, started):
         compiled(workdir)
         if workdir.name == "001_seed=1":
             raise UserError("not finite")

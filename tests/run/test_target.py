@@ -32,6 +32,11 @@ HloModule step
   %r = f32[8,16]{1,0} all-reduce(%a), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%sum
 }
 
+%more (state: (s32[], f32[8,16])) -> pred[] {
+  %n = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
 %start (p: f32[8]) -> f32[8] {
   %again = f32[8]{0} all-reduce(%p), channel_id=2, replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum
 }
@@ -41,7 +46,7 @@ HloModule step
 }
 
 ENTRY %main (p0: f32[8,16]) -> f32[8,16] {
-  %loop = (s32[], f32[8,16]) while(%t), body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %loop = (s32[], f32[8,16]) while(%t), condition=%more, body=%body
   %one = (f32[8]{0}, f32[2]{0}) all-reduce(%q, %r), channel_id=3, to_apply=%sum
   %begin = f32[8] fusion(%z), kind=kCustom, calls=%start, backend_config={"estimated_cycles":"5"}
   %done = f32[8] fusion(%z), kind=kCustom, calls=%finish, backend_config={"estimated_cycles":"3"}
@@ -62,6 +67,17 @@ def test_loops_count_as_often_as_they_run_and_an_exchange_once():
         Collective("all-reduce", "fsdp", 1, 32),  # channel 2, in the fusion that begins it and that ends it
         Collective("all-reduce", "slices", 1, 16),
     ]
+
+
+def test_a_loop_that_says_how_often_it_runs_is_believed():
+    told = PROGRAM.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
+    assert program.read(told, {"data": 4, "fsdp": 2}).cycles == 3 * 10 + 5 + 3 + 1000
+
+
+@pytest.mark.parametrize(("word", "other"), [("direction=LT", "direction=NE"), ("constant(12)", "copy(%k)")])
+def test_without_the_times_of_a_loop_there_is_no_estimate(word, other):
+    cost = program.read(PROGRAM.replace(word, other), {"data": 4, "fsdp": 2})
+    assert (cost.cycles, len(cost.collectives)) == (0, 5)
 
 
 def test_a_program_for_a_cpu_has_no_estimate():
@@ -98,7 +114,10 @@ def test_a_missing_compiler_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir", "x", "--target", "v5e-16"], "--target, --examples and --classes require --plan"),
+        (
+            ["--workdir", "x", "--target", "v5e-16"],
+            "--target, --examples and --classes require --plan",
+        ),
         (["--plan", "--examples", "5"], "--examples and --classes go together"),
         (["--plan", "--examples", "0", "--classes", "5"], "and are at least 1"),
         (["--workdir", "x", "--join_timeout", "0"], "--join_timeout=0 must be at least 1 second"),
@@ -138,10 +157,52 @@ def test_a_plan_is_compiled_for_chips_that_are_not_here(name, chips):
     over = {row["axes"] for row in told["collectives"]}
     assert ("fsdp" in over) == (chips > 1)
     assert ("slices" in over) == (chips == 8)
-    refused = planned("--target", name, *sizes, "--config.fsdp=3")
-    assert refused.returncode == 2
-    assert "fsdp=3 does not divide the" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the extra aot: pip install '.[aot]'")
+@pytest.mark.parametrize(
+    ("name", "field", "message"),
+    [
+        ("v5e-4", "fsdp=3", "fsdp=3 does not divide the 4 devices"),
+        ("2xv5e-4", "fsdp=8", "fsdp=8 does not divide the 4 devices of a slice"),
+        ("v5e-4", "train.batch_size=66", "train.batch_size=66 is not a multiple of the 4 devices: use 64"),
+    ],
+)
+def test_what_the_chips_of_v5e_4_cannot_share_is_one_line(name, field, message):
+    sizes = ("--examples", "640", "--classes", "10")
+    refused = planned("--target", name, *sizes, f"--config.{field}")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    (line,) = refused.stderr.strip().splitlines()
+    assert message in line
+
+
+OWN_MEMORY = """
+import sys
+from vit_jax.run import target
+target.prepare()
+import jax
+from vit_jax import config
+from vit_jax.data import sources
+from vit_jax.run import plan
+from vit_jax.run.setup import set_up
+cfg = config.from_command_line("configs/quickstart.py", sys.argv[1:])
+data, chips = sources.absent(640, 10), target.find("v5e-4")
+mesh = plan.mesh_of(cfg, chips)
+with jax.set_mesh(mesh):
+    m = set_up(cfg, mesh, data).lower_step().compile().memory_analysis()
+arguments, results = m.argument_size_in_bytes, m.output_size_in_bytes - m.alias_size_in_bytes
+print(arguments + results + m.temp_size_in_bytes, plan.make(cfg, data, target=chips).memory_per_device_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the extra aot: pip install '.[aot]'")
+def test_the_memory_of_a_plan_for_v5e_4_is_that_of_the_compiled_program_to_the_byte():
+    command = [sys.executable, "-c", OWN_MEMORY, "--config.fsdp=4", "--config.optim.ema=0.9"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    own, told = done.stdout.split()
+    assert own == told
 
 
 HOLDS_THE_COMPILER = """

@@ -87,7 +87,9 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
         params = setup.forms.packed.params
         evaluation = setup.evaluate.compile(params) if target and not measured.refused else None
     flops = flops_per_image(setup)
-    estimate = _estimate(setup, measured, target, flops, evaluation) if target and evaluation else None
+    estimate = None
+    if target and evaluation and measured.cost.cycles:
+        estimate = _estimate(setup, measured, target, flops, evaluation)
     fits = None if limit_bytes is None else not measured.refused and measured.memory_bytes <= limit_bytes
     o, train = cfg.optim, cfg.train
     up, down = schedules.ramps(o, setup.steps)
@@ -202,6 +204,7 @@ def show(plan: Plan) -> str:
         lines.append("does not fit. Tried, gentlest first, up to what fits:")
         for r in plan.remedies:
             verdict = "fits" if r["fits"] else "does not fit"
+            verdict += f", {r['images_per_s']:,.0f} images/s by that estimate" if r["images_per_s"] else ""
             lines.append(f"  {r['change']}: {r['memory_per_device_bytes'] / GIB:.3f} GiB, {verdict}")
     return "\n".join(lines)
 
@@ -217,7 +220,10 @@ def _estimate_line(e: Estimate) -> str:
 def _remedies(
     cfg: Config, data: Splits, teacher: Weights | None, limit_bytes: int, target: Target | None
 ) -> list[dict[str, Any]]:
-    """The knobs that save memory, gentlest first, up to the first that fits: each is a compilation."""
+    """The knobs that save memory, gentlest first, up to the first that fits: each is a compilation.
+
+    That which fits a target has its estimated speed too.
+    """
     tried = []
     for changes in _candidates(cfg, target):
         try:
@@ -229,20 +235,24 @@ def _remedies(
             continue  # a batch that cannot be cut so
         change = flags(changes)
         fits = not measured.refused and measured.memory_bytes <= limit_bytes
-        tried.append({"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits})
+        step_s = measured.cost.cycles / target.chip.clock_hz if target and fits else 0.0
+        told = {"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits}
+        tried.append(
+            told | {"step_s": step_s, "images_per_s": cfg.train.batch_size / step_s if step_s else 0.0}
+        )
         if fits:
             break
     return tried
 
 
 def _candidates(cfg: Config, target: Target | None) -> list[dict[str, Any]]:
-    devices = mesh_of(dataclasses.replace(cfg, fsdp=1), target).size
+    most = meshes.near(mesh_of(dataclasses.replace(cfg, fsdp=1), target).devices.ravel().tolist())
     parts = cfg.train.micro_batches
     out: list[dict[str, Any]] = [{"train.micro_batches": parts * 2}, {"train.micro_batches": parts * 8}]
     if cfg.train.remat == "none":
         out += [{"train.remat": "full"}, {"train.remat": "full", "train.micro_batches": parts * 4}]
-    if cfg.fsdp < devices:
-        out += [{"fsdp": devices}, {"fsdp": devices, "train.remat": "full", "train.micro_batches": parts * 4}]
+    if cfg.fsdp < most:
+        out += [{"fsdp": most}, {"fsdp": most, "train.remat": "full", "train.micro_batches": parts * 4}]
     return out
 
 

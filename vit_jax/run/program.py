@@ -13,7 +13,8 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$", re.M)
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 CALLED = re.compile(r"\b(?:to_apply|calls)=%?([\w.-]+)")
-LOOP = re.compile(r"\bwhile\(.*\bbody=%?([\w.-]+)")
+LOOP = re.compile(r"\bwhile\(.*\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
+BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}|\b(?:true|false)_computation=%?([\w.-]+)")
 COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
@@ -42,7 +43,10 @@ class Collective(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """`cycles` is the compiler's own estimate for a step on one chip, 0 where it makes none."""
+    """`cycles` is the compiler's own estimate for a step on one chip, 0 where it makes none.
+
+    So too where the program does not say how often a loop runs. What chips exchange has no cycles.
+    """
 
     cycles: int
     collectives: list[Collective]
@@ -51,8 +55,11 @@ class Cost(NamedTuple):
 def read(text: str, mesh_shape: dict[str, int]) -> Cost:
     """The cost of the optimised program `text` on a mesh; a loop's body counts as often as it runs."""
     bodies, entry = _computations(text)
+    trips = {
+        loop[2]: _trips(line, bodies, loop[1]) for line in text.splitlines() if (loop := LOOP.search(line))
+    }
     often = Counter({entry: 1})
-    cycles = _walk(bodies, entry, often)
+    cycles = _walk(bodies, entry, often, {body: n or 1 for body, n in trips.items()})
     # An exchange that is spread over several computations has one channel.
     found: dict[str, tuple[str, str, int, int]] = {}
     for name, lines in bodies.items():
@@ -70,7 +77,7 @@ def read(text: str, mesh_shape: dict[str, int]) -> Cost:
     for kind, axes, times, size in found.values():
         before = rows.get((kind, axes), Collective(kind, axes, 0, 0))
         rows[kind, axes] = Collective(kind, axes, before.times + times, before.bytes + times * size)
-    return Cost(cycles, sorted(rows.values(), key=lambda row: -row.bytes))
+    return Cost(0 if None in trips.values() else cycles, sorted(rows.values(), key=lambda row: -row.bytes))
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -87,29 +94,37 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _walk(bodies: dict[str, list[str]], name: str, often: Counter[str]) -> int:
+def _trips(line: str, bodies: dict[str, list[str]], condition: str) -> int | None:
+    """How often a loop runs, as it says itself or by its condition: scans count from 0 up to a number."""
+    if told := TRIPS.search(line):
+        return int(told[1])
+    lines = list(bodies.get(condition, ()))
+    lines += [inner for line in lines for name in CALLED.findall(line) for inner in bodies.get(name, ())]
+    bounds = {int(n) for n in BOUND.findall("\n".join(lines))}
+    return bounds.pop() if len(bounds) == 1 and any("direction=LT" in line for line in lines) else None
+
+
+def _walk(bodies: dict[str, list[str]], name: str, often: Counter[str], trips: dict[str, int]) -> int:
     """Cycles of a computation and of those that it runs; notes in `often` how often these run in all."""
     cycles, times = 0, often[name]
     for line in bodies.get(name, ()):
         estimate = CYCLES.search(line)
         cycles += int(estimate[1]) if estimate else 0
-        for called, trips in _called(line):
-            before = often[called]
-            often[called] = times * trips
-            more = _walk(bodies, called, often)
+        for called in _called(line):
+            before, n = often[called], trips.get(called, 1)
+            often[called] = times * n
+            more = _walk(bodies, called, often, trips)
             often[called] += before
-            cycles += 0 if estimate else trips * more  # a fusion's cycles are its own
+            cycles += 0 if estimate else n * more  # a fusion's cycles are its own
     return cycles
 
 
-def _called(line: str) -> list[tuple[str, int]]:
-    """Computations that an instruction runs and how often; of branches, the first."""
-    loop = LOOP.search(line)
-    if loop:
-        trips = TRIPS.search(line)
-        return [(loop[1], int(trips[1]) if trips else 1)]
+def _called(line: str) -> list[str]:
+    """Computations that an instruction runs; of a loop, its body, of branches, the first."""
+    if loop := LOOP.search(line):
+        return [loop[2]]
     branches = [n.strip().lstrip("%") for a, b in BRANCHES.findall(line) for n in (a or b).split(",")]
-    return [(name, 1) for name in branches[:1] or CALLED.findall(line)]
+    return branches[:1] or CALLED.findall(line)
 
 
 def _bytes(shapes: str) -> int:

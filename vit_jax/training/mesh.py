@@ -35,17 +35,22 @@ def over(devices: Sequence[Any], fsdp: int) -> Mesh:
 
     Raises UserError if `fsdp` does not divide them.
     """
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    near = len(devices) // slices
-    if near % fsdp:
+    together = near(devices)
+    slices = len(devices) // together
+    if together % fsdp:
         where = " of a slice" if slices > 1 else ""
-        raise UserError(f"fsdp={fsdp} does not divide the {near} devices{where}")
+        raise UserError(f"fsdp={fsdp} does not divide the {together} devices{where}")
     axes = {"axis_names": ("data", "fsdp"), "axis_types": (AxisType.Auto,) * 2}
-    shape = (near // fsdp, fsdp)
+    shape = (together // fsdp, fsdp)
     if slices == 1:
         return jax.make_mesh(shape, devices=devices, **axes)
     grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices)
     return Mesh(grid, **axes)
+
+
+def near(devices: Sequence[Any]) -> int:
+    """How many of `devices` a slice has: the most that `fsdp` can be."""
+    return len(devices) // len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def describe(mesh: Mesh) -> str:
