@@ -1,8 +1,15 @@
 """Which configurations --best compiles, with a compiler whose answers are known."""
 
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
+from paths import ROOT
 from tiny_run import tiny
 
+from vit_jax import config
 from vit_jax.cli import train
 from vit_jax.errors import UserError
 from vit_jax.run import search, target
@@ -27,12 +34,20 @@ def compiler(memory, speed):
     return compile_it, seen
 
 
-def test_what_fits_as_given_is_compared_with_every_other_way():
-    compile_it, seen = compiler(lambda *_: 50, lambda scan, *_: 2.0 if scan else 1.0)
+SCAN = {"train.scan": True}
+
+
+def test_what_fits_scanned_needs_no_remedy_and_is_written_out():
+    compile_it, seen = compiler(lambda *_: 50, lambda scan, *_: 1.0 if scan else 2.0)
     ranked = search.search(tiny(), 16, LIMIT, compile_it)
-    ways = [{}, *({"train.remat": kind} for kind in ("dots", "full"))]
-    assert seen[:-1] == [remat | split for remat in ways for split in ({}, {"fsdp": 16})]
-    assert seen[-1] == ranked[0].changes == {"train.scan": True}
+    assert seen == [SCAN, {"train.scan": False}]
+    assert ranked[0].changes == {"train.scan": False}
+
+
+def test_a_config_that_is_scanned_is_tried_as_given():
+    compile_it, seen = compiler(lambda *_: 50, lambda *_: 1.0)
+    search.search(config.apply(tiny(), ["--config.train.scan=true"]), 16, LIMIT, compile_it)
+    assert seen == [{}, {"train.scan": False}]
 
 
 def test_a_config_that_cannot_run_is_refused():
@@ -43,23 +58,29 @@ def test_a_config_that_cannot_run_is_refused():
         search.search(tiny(), 16, LIMIT, refuse)
 
 
-def test_each_way_gets_the_fewest_micro_batches_that_fit_and_the_fastest_is_first():
+def test_a_way_that_costs_more_is_tried_with_fewer_micro_batches_alone():
     cost = {"none": 300, "dots": 150, "full": 90}
     compile_it, seen = compiler(
-        lambda scan, remat, fsdp, parts: cost[remat] // parts - (60 if fsdp > 1 else 0) + 8,
-        lambda scan, remat, fsdp, parts: (
-            {"none": 3.0, "dots": 2.5, "full": 2}[remat] / parts / (1 + fsdp / 99)
-        ),
+        lambda scan, remat, fsdp, parts: cost[remat] // parts + (8 if fsdp == 1 else 4),
+        lambda scan, remat, fsdp, parts: {"none": 3.0, "dots": 2.5, "full": 2}[remat] / parts,
     )
     ranked = search.search(tiny(), 16, LIMIT, compile_it)
-    assert ranked[0].changes == {"train.remat": "dots", "fsdp": 16}
-    assert [one.fits for one in ranked] == sorted((one.fits for one in ranked), reverse=True)
-    assert all(seen.count(changes) == 1 for changes in seen)
-    # 308 as given: two parts take 154 at least, and are passed over.
-    assert {"train.micro_batches": 2} not in seen
-    assert {"train.micro_batches": 4} in seen
-    assert {"train.micro_batches": 8} not in seen
-    assert seen[-1] == {"train.remat": "dots", "fsdp": 16, "train.scan": True}
+    dots, full, two, four = (
+        *({"train.remat": kind} for kind in ("dots", "full")),
+        *({"train.micro_batches": parts} for parts in (2, 4)),
+    )
+    assert seen == [
+        SCAN,  # 308: two parts take 154 at least, and are passed over
+        SCAN | four,  # fits
+        SCAN | {"fsdp": 16},  # 304: two parts cannot fit, four cannot be faster
+        SCAN | dots,
+        SCAN | dots | two,  # fits: what follows is to fit in one
+        SCAN | dots | {"fsdp": 16},
+        SCAN | full,  # fits: nothing that costs more can be faster
+        full | {"train.scan": False},
+    ]
+    assert ranked[0].changes == SCAN | full
+    assert [one.fits for one in ranked] == [True] * 4 + [False] * 4
 
 
 def test_where_nothing_fits_all_ways_end_and_it_is_said():
@@ -71,21 +92,63 @@ def test_where_nothing_fits_all_ways_end_and_it_is_said():
     assert search.show(ranked, chips).endswith("nothing that was tried fits: a smaller batch, or more chips")
 
 
+RANKED = [
+    Tried({"train.remat": "full"}, 2**30, 200.0),
+    Tried({"train.micro_batches": 4}, 2**31, 160.0),
+    Tried({}, 2**35, 0.0),
+]
+
+
 def test_the_table_says_how_much_slower_each_is():
-    ranked = [
-        Tried({"train.remat": "full"}, 2**30, 200.0),
-        Tried({"train.micro_batches": 4}, 2**31, 160.0),
-        Tried({}, 2**35, 0.0),
-    ]
-    lines = search.show(ranked, target.Target("v5e-16", target.CHIPS["v5e"], [])).splitlines()
+    lines = search.show(RANKED, target.Target("v5e-16", target.CHIPS["v5e"], [])).splitlines()
     assert "no measured times" in lines[0]
     assert lines[1].split() == ["200", "images/s", "+0%", "time", "1.00", "GiB", "--config.train.remat=full"]
     assert lines[2].split()[2:4] == ["+25%", "time"]
-    assert lines[3].split()[:3] == ["does", "not", "fit"]
+    assert lines[3].split() == ["does", "not", "fit", "32.00", "GiB", "as", "given"]
     assert lines[4] == "best: --config.train.remat=full"
 
 
-@pytest.mark.parametrize("words", [["--best"], ["--plan", "--best"]])
-def test_it_wants_a_plan_for_a_target(words):
-    with pytest.raises(UserError, match=r"--best requires --plan and --target|require --plan"):
-        train.parse(["--config", "configs/quickstart.py", "--workdir", "x", *words])
+def test_its_json_says_the_same():
+    flags = ["--config.train.remat=full", "--config.train.micro_batches=4", ""]
+    rows = search.rows(RANKED)
+    assert [row["flags"] for row in rows] == flags
+    assert [row["slower"] for row in rows] == [0.0, 0.25, None]
+    assert [(row["fits"], row["images_per_s"]) for row in rows] == [
+        (True, 200.0),
+        (True, 160.0),
+        (False, None),
+    ]
+    assert [row["memory_per_device_bytes"] for row in rows] == [2**30, 2**31, 2**35]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workdir", "x", "--best"], "--best, --examples and --classes require --plan"),
+        (["--plan", "--best"], "--best requires --target"),
+        (["--plan", "--target", "v5e-16", "--best", "--device_memory_gib", "4"], "leave --device_memory_gib"),
+    ],
+)
+def test_it_wants_a_plan_for_a_target(words, message):
+    with pytest.raises(UserError, match=message):
+        train.parse(["--config", "configs/quickstart.py", *words])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the extra aot: pip install '.[aot]'")
+def test_the_flags_of_the_first_make_a_plan_that_fits_v5e_4():
+    """The memory and speed of the ranking are those of a plan with its flags."""
+    command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--plan", "--target", "v5e-4"]
+    command += ["--examples", "640", "--classes", "10", "--json"]
+    run = lambda *more: subprocess.run(
+        [*command, *more], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    done = run("--best")
+    ranked = json.loads(done.stdout)
+    assert len(ranked) == done.stderr.count("compiling: ") == 2
+    assert [row["flags"] for row in ranked] == [f"--config.train.scan={scan}" for scan in (False, True)]
+    assert ranked[0]["fits"]
+    assert 0 < ranked[1]["slower"] < 2  # a loop's body counts as often as it runs
+    told = json.loads(run(*ranked[0]["flags"].split()).stdout)
+    assert told["memory_per_device_bytes"] == ranked[0]["memory_per_device_bytes"]
+    assert told["estimate"]["images_per_s"] == ranked[0]["images_per_s"]

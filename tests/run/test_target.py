@@ -116,7 +116,7 @@ def test_a_missing_compiler_is_named(monkeypatch):
     [
         (
             ["--workdir", "x", "--target", "v5e-16"],
-            "--target, --examples and --classes require --plan",
+            "--target, --best, --examples and --classes require --plan",
         ),
         (["--plan", "--examples", "5"], "--examples and --classes go together"),
         (["--plan", "--examples", "0", "--classes", "5"], "and are at least 1"),

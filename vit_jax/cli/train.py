@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python train.py --config configs/vit_b16.py --workdir runs/b16 --config.optim.lr=3e-4
   python train.py --config configs/vit_b16.py:finetune --workdir runs/c10 --config.data.name=cifar10
   python train.py --config configs/vit_l16.py --plan
-  python train.py --config configs/vit_l16.py --plan --target v5e-64
+  python train.py --config configs/vit_l16.py --plan --target v5e-64 --best
   python train.py --config configs/quickstart.py --workdir runs/sweep --sweep config.optim.lr=1e-3,3e-3
   python train.py --rerun runs/quickstart --workdir runs/again
 
@@ -83,11 +83,15 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--plan describes one run: leave --sweep out")
     if args.sweep_index is not None and not args.sweep:
         raise UserError("--sweep_index requires --sweep")
-    planned = (args.json, args.device_memory_gib, args.target, args.examples, args.classes)
+    planned = (args.json, args.device_memory_gib, args.target, args.best, args.examples, args.classes)
     if not args.plan and any(value not in (None, False) for value in planned):
-        raise UserError("--json, --device_memory_gib, --target, --examples and --classes require --plan")
-    if args.best and (not args.target or args.device_memory_gib):
-        raise UserError("--best requires --plan and --target, whose chips' memory is known")
+        raise UserError(
+            "--json, --device_memory_gib, --target, --best, --examples and --classes require --plan"
+        )
+    if args.best and not args.target:
+        raise UserError("--best requires --target, whose compiler estimates a step: try --target v5e-16")
+    if args.best and args.device_memory_gib:
+        raise UserError("--best takes the memory of --target's chips: leave --device_memory_gib out")
     sizes = [n for n in (args.examples, args.classes) if n is not None]
     if len(sizes) == 1 or any(n < 1 for n in sizes):
         raise UserError("--examples and --classes go together, and are at least 1")
@@ -165,7 +169,7 @@ def _plan(cfg: sections.Config, args: argparse.Namespace) -> int:
         data = sources.open_splits(cfg.data)
     if args.best and target:
         ranked = search.best(cfg, data, target, say=lambda line: print(line, file=sys.stderr, flush=True))
-        print(json.dumps([one._asdict() for one in ranked]) if args.json else search.show(ranked, target))
+        print(json.dumps(search.rows(ranked)) if args.json else search.show(ranked, target))
         return 0
     limit = int(args.device_memory_gib * plan.GIB) if args.device_memory_gib else None
     planned = plan.make(cfg, data, limit_bytes=limit, target=target)

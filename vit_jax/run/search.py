@@ -13,10 +13,12 @@ from vit_jax.run.plan import GIB, Measured
 from vit_jax.run.setup import set_up
 from vit_jax.run.target import Target
 from vit_jax.sections import Config
+from vit_jax.training import mesh as meshes
 
 Changes = dict[str, Any]
 REMAT = ("none", "dots", "full")  # by what each computes again
 MOST_PARTS = 64  # micro-batches
+NO_FIT = f"{'does not fit':>30}"
 
 
 class Tried(NamedTuple):
@@ -47,67 +49,89 @@ def best(cfg: Config, data: Splits, target: Target, *, say: Callable[[str], None
             measured = plan.measure(set_up(other, mesh, data, teacher))
         return _tried(changes, measured, cfg.train.batch_size, limit, target.chip.clock_hz)
 
-    return search(cfg, len(target.devices), limit, compile_it)
+    return search(cfg, meshes.near(target.devices), limit, compile_it)
 
 
-def search(cfg: Config, devices: int, limit: int, compile_it: Callable[[Changes], Tried]) -> list[Tried]:
+def search(cfg: Config, most_fsdp: int, limit: int, compile_it: Callable[[Changes], Tried]) -> list[Tried]:
     """As `best`, with the compilation given. Few are compiled, by what is known of each change:
 
-    More micro-batches save memory and cost time, so each way of remat and fsdp gets the fewest that fit.
-    Twice as many take at least half the memory: what cannot fit by that is passed over. The fastest of all
-    is tried scanned, or written out, as it was not.
+    Scanned blocks compile several times as quickly: all are scanned, and the fastest is then written out.
+    Micro-batches, `fsdp` over at most `most_fsdp` chips and remat all save memory and cost time. The ways of
+    remat and fsdp come by what they cost, each with the fewest micro-batches that fit; one that costs more is
+    worth trying with fewer micro-batches alone. Twice as many take at least half the memory: what cannot fit
+    by that is passed over.
     """
-    tried = [one for way in _ways(cfg, devices) for one in _fewest_parts(cfg, way, limit, compile_it)]
+    tried: list[Tried] = []
+    most = MOST_PARTS
+    for way in _ways(cfg, most_fsdp):
+        for parts in _parts(cfg.train.micro_batches, most, tried, limit):
+            more = {"train.micro_batches": parts} if parts > cfg.train.micro_batches else {}
+            try:
+                tried.append(compile_it(way | more))
+            except UserError:
+                if not tried:
+                    raise
+                break  # a batch, or a mesh, that cannot be cut so
+            if tried[-1].fits:
+                most = parts // 2
+                break
     fastest = max(tried, key=lambda one: one.images_per_s)
     if fastest.fits:
-        tried.append(compile_it(fastest.changes | {"train.scan": not cfg.train.scan}))
+        tried.append(compile_it(fastest.changes | {"train.scan": False}))
     return sorted(tried, key=lambda one: -one.images_per_s)
 
 
-def _ways(cfg: Config, devices: int) -> Iterator[Changes]:
-    """Remat as given or more of it, fsdp as given or over all chips."""
+def _ways(cfg: Config, most_fsdp: int) -> Iterator[Changes]:
+    """Scanned; remat as given or more of it, fsdp as given or the most."""
+    scan: Changes = {} if cfg.train.scan else {"train.scan": True}
     more = REMAT[REMAT.index(cfg.train.remat) + 1 :]
     remats: list[Changes] = [{}, *({"train.remat": kind} for kind in more)]
-    splits: list[Changes] = [{}, {"fsdp": devices}] if cfg.fsdp < devices else [{}]
+    splits: list[Changes] = [{}, {"fsdp": most_fsdp}] if cfg.fsdp < most_fsdp else [{}]
     for remat, split in itertools.product(remats, splits):
-        yield remat | split
+        yield scan | remat | split
 
 
-def _fewest_parts(
-    cfg: Config, way: Changes, limit: int, compile_it: Callable[[Changes], Tried]
-) -> list[Tried]:
-    """`way` with twice the micro-batches again and again, until it fits or cannot be cut further."""
-    tried: list[Tried] = []
-    parts = cfg.train.micro_batches
-    while parts <= MOST_PARTS:
-        more = {"train.micro_batches": parts} if tried else {}
-        try:
-            tried.append(compile_it(way | more))
-        except UserError:
-            if not (way or more):
-                raise
-            break  # a batch, or a mesh, that cannot be cut so
-        if tried[-1].fits:
-            break
-        needed, parts = tried[-1].memory_per_device_bytes / 2, parts * 2
+def _parts(fewest: int, most: int, tried: list[Tried], limit: int) -> Iterator[int]:
+    """Numbers of micro-batches to try, each after what the last one in `tried` needs was seen."""
+    parts = fewest
+    while parts <= most:
+        yield parts
+        needed = tried[-1].memory_per_device_bytes / 2
+        parts *= 2
         while needed > limit:
             needed, parts = needed / 2, parts * 2
-    return tried
 
 
 def _tried(changes: Changes, measured: Measured, batch: int, limit: int, clock_hz: float) -> Tried:
     fits = not measured.refused and measured.memory_bytes <= limit
+    if fits and not measured.cost.cycles:
+        raise UserError(
+            f"the compiler gives no estimate of {plan.flags(changes) or 'this config'}: leave --best out"
+        )
     return Tried(changes, measured.memory_bytes, batch * clock_hz / measured.cost.cycles if fits else 0.0)
+
+
+def rows(ranked: list[Tried]) -> list[dict[str, Any]]:
+    """The same as plain values; `slower` is 0.25 for a step that takes a quarter more time than the first."""
+    out = []
+    for one in ranked:
+        row = {"flags": plan.flags(one.changes), "fits": one.fits}
+        row |= {"memory_per_device_bytes": one.memory_per_device_bytes}
+        slower = ranked[0].images_per_s / one.images_per_s - 1 if one.fits else None
+        out.append(row | {"images_per_s": one.images_per_s or None, "slower": slower})
+    return out
 
 
 def show(ranked: list[Tried], target: Target) -> str:
     """What was tried as a table, and the arguments of the first."""
     lines = [f"by the estimates of {target.name}'s compiler, which are no measured times:"]
-    for one in ranked:
-        slower = f"{ranked[0].images_per_s / one.images_per_s - 1:+.0%} time" if one.fits else "does not fit"
-        rate = f"{one.images_per_s:10,.0f} images/s" if one.fits else " " * 19
-        memory = f"{one.memory_per_device_bytes / GIB:7.2f} GiB"
-        lines.append(f"{rate}  {slower:12}  {memory}  {plan.flags(one.changes) or 'as given'}")
+    for row in rows(ranked):
+        speed = (
+            f"{row['images_per_s']:10,.0f} images/s  {row['slower']:+4.0%} time" if row["fits"] else NO_FIT
+        )
+        lines.append(
+            f"{speed}  {row['memory_per_device_bytes'] / GIB:7.2f} GiB  {row['flags'] or 'as given'}"
+        )
     if not ranked[0].fits:
         return "\n".join([*lines, "nothing that was tried fits: a smaller batch, or more chips"])
     return "\n".join([*lines, f"best: {plan.flags(ranked[0].changes) or 'as given'}"])
