@@ -47,7 +47,10 @@ def best(cfg: Config, data: Splits, target: Target, *, say: Callable[[str], None
         mesh = plan.mesh_of(other, target)
         with jax.set_mesh(mesh):
             measured = plan.measure(set_up(other, mesh, data, teacher))
-        return _tried(changes, measured, cfg.train.batch_size, limit, target.chip.clock_hz)
+        one = _tried(changes, measured, cfg.train.batch_size, limit, target.chip.clock_hz)
+        speed = f"{one.images_per_s:,.0f} images/s" if one.fits else "does not fit"
+        say(f"  {one.memory_per_device_bytes / GIB:.2f} GiB, {speed}, after {measured.seconds:.0f} s")
+        return one
 
     return search(cfg, meshes.near(target.devices), limit, compile_it)
 
