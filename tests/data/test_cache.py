@@ -1,5 +1,6 @@
 """`data.cache_gib`: the same batches, with each example read once as far as there is room."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -151,13 +152,17 @@ def test_without_the_option_the_source_is_as_it_was():
 
 
 def test_a_run_reads_its_files_once(photos, tmp_path, monkeypatch):
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    (root / "train" / "another").mkdir()
+    shutil.copy(root / "train" / "photo" / "colour.png", root / "train" / "another" / "another.png")
     reads: Counter[str] = Counter()
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: reads.update([path.name]) or read(path))
     c = config.default()
     c.model.update(image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=16)
-    c.data.update(name="folder", dir=str(photos), eval_split="train", threads=0, cache_gib=0.1)
+    c.data.update(name="folder", dir=str(root), eval_split="train", threads=0, cache_gib=0.1)
     c.train.update(steps=10, batch_size=8, eval_every=5)
-    loop.run(config.parse(c), tmp_path)
+    loop.run(config.parse(c), tmp_path / "run")
     assert set(reads.values()) == {2}  # once for each split
-    assert len(reads) == 10
+    assert len(reads) == 11

@@ -45,7 +45,7 @@ DAY = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
         ([STUCK], [0], f"this process is stuck after step 7: waiting for the devices since {DAY}"),
         (
             [STUCK, MOVES],
-            [0, 31],
+            [0, 61],
             f"process 1 of 2 is stopped or gone: not heard of since {DAY}, after step 7",
         ),
         ([MOVES._replace(ended=""), MOVES], [99, 0], ""),

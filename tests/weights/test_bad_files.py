@@ -48,7 +48,7 @@ def test_no_file_a_folder_and_an_unknown_name(tmp_path):
     refused(tmp_path / "w.npz", "there is no file", "check the path")
     (tmp_path / "folder.npz").mkdir()
     refused(tmp_path / "folder.npz", "is a folder")
-    refused(Path("ViT-Q_16"), "is no run directory, file or published checkpoint", "augreg/B_16")
+    refused(Path("ViT-Q_16"), "is no run directory, file or published checkpoint", "did you mean")
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
