@@ -101,6 +101,7 @@ def test_another_config_is_refused_and_a_second_run_too(gs, run, monkeypatch):
         loop.run(tiny(**SHORT), run)
 
 
+@pytest.mark.slow
 def test_an_unsound_step_is_set_aside_and_the_one_before_used(gs, address, config_file):
     loop.run(tiny(**SHORT), address)
     (data,) = paths.files_below(address / "checkpoints/20/params/d")
@@ -140,6 +141,7 @@ def test_a_bucket_that_refuses_is_one_line(gs, address, status, message):
         orbax.steps_in(address / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_busy_for_a_while_is_waited_for(gs, address, local):
     """Of every 60 requests one is answered 503, whatever it is."""
     count = itertools.count(1)

@@ -91,7 +91,7 @@ def test_example_ids_are_those_that_the_loader_reads(repeats):
         assert batches[step].label.tolist() == batches.ids(step)  # in this source the label is the index
 
 
-@pytest.mark.parametrize("scan", ["false", "true"])
+@pytest.mark.parametrize("scan", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_path, monkeypatch, scan):
     begin = loop.first_state.begin
 
