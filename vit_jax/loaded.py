@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from vit_jax.analysis import features
 from vit_jax.data import transforms
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.sections import Data, Spec
 from vit_jax.training.step import normalise
-from vit_jax.weights.adapt import Wish, reset_head
+from vit_jax.weights.adapt import Wish
 from vit_jax.weights.load import read
 from vit_jax.weights.report import Report
 from vit_jax.weights.save import write
@@ -39,6 +40,7 @@ class Prediction:
 class Loaded:
     """`model.apply({"params": params}, images)` gives logits; `images` as `spec.preprocess` makes them.
 
+    A model without a head, of `spec.model.classes=0`, has features alone, and raises UserError for the rest.
     `data` is what the model was trained on, ImageNet for published files; `report` says what became of each
     array.
     """
@@ -61,19 +63,48 @@ class Loaded:
     def probabilities(self, images: Iterable[Image.Image], *, temperature: float = 1.0) -> np.ndarray:
         """float32 [images, classes] of logits over `temperature`: softmax, or a sigmoid of each class.
 
-        Raises UserError for what is no image.
+        Raises UserError for what is no image, and for a model without a head.
         """
-        images = list(_checked(images))
-        rows = [transforms.for_evaluation(i, self.spec.preprocess, self.spec.model.image_hw) for i in images]
-        if not rows:
-            return np.zeros((0, self.spec.model.classes), np.float32)
-        return np.concatenate([self._forward(chunk, temperature) for chunk in _chunks(np.stack(rows))])
+        self.need_head()
+        t = jnp.float32(temperature)
+        return self._forward(images, lambda x: _probabilities(self.model, self.spec, self.params, x, t))
 
-    def _forward(self, image_bhwc: np.ndarray, temperature: float) -> np.ndarray:
-        missing = next(size for size in SIZES if size >= len(image_bhwc)) - len(image_bhwc)
-        padded = np.pad(image_bhwc, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        made = _probabilities(self.model, self.spec, self.params, padded, jnp.float32(temperature))
-        return np.asarray(made)[: len(image_bhwc)]
+    def features(
+        self, images: Iterable[Image.Image], *, layer: int = -1, pool: features.Pooling = "model"
+    ) -> np.ndarray:
+        """float32 [images, features] after a block, -1 for the last, under the model's final norm.
+
+        `pool` is the model's own way (what its head sees), its class token, the mean of patches, or none:
+        [images, tokens, width], of class and distillation token, registers and patches as the model has them.
+        Raises UserError for what is no image, and for a layer or a token that the model lacks.
+        """
+        column = features.pick(self.spec.model, layer=layer, pool=pool)
+        return self._forward(images, lambda x: _features(self.spec, column, self.params, x))
+
+    def need_head(self) -> None:
+        """Raises UserError for a model without a head."""
+        if not self.spec.model.classes:
+            ref = self.report.source
+            headless = f"{ref} has no head, so it names no class"
+            raise UserError(
+                f"{headless}: load it with classes= to make one, or ask for its features",
+                command=f"{headless}: fine-tune it (train --config.init={ref}), or use its features (embed, "
+                "probe)",
+            )
+
+    def _forward(self, images: Iterable[Image.Image], run: Callable[[np.ndarray], jax.Array]) -> np.ndarray:
+        """What `run` gives for uint8 images [b, h, w, c], a row an image, in batches of few sizes."""
+        seen, image_hw = self.spec.preprocess, self.spec.model.image_hw
+        rows = [transforms.for_evaluation(image, seen, image_hw) for image in _checked(images)]
+        if not rows:
+            like = jax.eval_shape(run, np.zeros((1, *image_hw, seen.channels), np.uint8))
+            return np.zeros((0, *like.shape[1:]), like.dtype)
+        made = []
+        for chunk_bhwc in _chunks(np.stack(rows)):
+            missing = next(size for size in SIZES if size >= len(chunk_bhwc)) - len(chunk_bhwc)
+            padded = np.pad(chunk_bhwc, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            made.append(np.asarray(run(padded))[: len(chunk_bhwc)])
+        return np.concatenate(made)
 
     def best(self, probability_c: np.ndarray, top: int) -> list[Prediction]:
         """The `top` classes of one image's probabilities, the likeliest first."""
@@ -92,19 +123,15 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     classes: int | None = None,
     heads: int | None = None,
-    headless: bool = False,
 ) -> Loaded:
     """The model of a run directory (its best step if it has one), one step, a file, a folder of transformers
     or timm, an address or a name.
 
-    `image_size` resizes the position embedding, `classes` replaces a head of another class count, `heads` is
-    for torch files that do not tell them. With `headless`, for uses that look at features alone, a file
-    without a head gets a zero one of one class. The report of what was done goes to stderr, too.
+    `image_size` resizes the position embedding, `classes` replaces a head of another class count, or makes
+    one, `heads` is for torch files that do not tell them. The report of what was done goes to stderr, too.
     Raises UserError.
     """
-    weights = read(ref, Wish(image_size=image_size, classes=classes, heads=heads, headless=headless))
-    if not weights.model.classes:
-        weights = reset_head(weights, 1)
+    weights = read(ref, Wish(image_size=image_size, classes=classes, heads=heads))
     print(weights.report, file=sys.stderr)
     spec = Spec(
         model=weights.model,
@@ -160,3 +187,8 @@ def _probabilities(
     logits_bc: Any = model.apply({"params": params}, normalise(image_bhwc, spec.preprocess))
     of_loss = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[spec.loss]
     return of_loss(logits_bc / temperature)
+
+
+@jax.jit(static_argnums=(0, 1))
+def _features(spec: Spec, column: features.Column, params: Any, image_bhwc: jax.Array) -> jax.Array:
+    return features.extract(spec.model, params, normalise(image_bhwc, spec.preprocess), (column,))[column]

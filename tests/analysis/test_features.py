@@ -67,11 +67,11 @@ def test_features_are_what_the_head_sees_and_what_shorter_models_pool(cfg):
 def test_columns_are_chosen_once_each():
     token, mapped = MODELS["token"], MODELS["map"]
     names = lambda cfg, **told: [c.name for c in features.choose(cfg, **told)]
-    assert names(token, layers=2, poolings=("token", "head")) == ["block_0/token", "block_1/token"]
-    assert names(mapped, layers=1, poolings=("gap", "head")) == ["block_1/gap", "block_1/head"]
+    assert names(token, layers=2, poolings=("token", "model")) == ["block_0/token", "block_1/token"]
+    assert names(mapped, layers=1, poolings=("gap", "model")) == ["block_1/gap", "block_1/model"]
     for cfg, told, message in (
         (token, {"layers": 3, "poolings": ("gap",)}, "--layers=3 is not between 1 and the 2 blocks"),
-        (token, {"layers": 1, "poolings": ("max",)}, "--pooling=max is not one of token, gap, head"),
+        (token, {"layers": 1, "poolings": ("max",)}, "--pooling=max is not one of token, gap, model"),
         (mapped, {"layers": 1, "poolings": ("token",)}, "the model has no class token"),
     ):
         with pytest.raises(UserError, match=message):

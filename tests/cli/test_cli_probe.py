@@ -68,7 +68,7 @@ def test_a_file_without_a_head_is_probed_on_other_data(monkeypatch, capsys, tmp_
     code, out, err = call(monkeypatch, capsys, probe, tmp_path / "w.npz", *data, *few)
     assert code == 0, err
     facts = json.loads(out)
-    assert facts["features"] == "block_1/head"
+    assert facts["features"] == "block_1/model"
     assert facts["linear"]["top1"] == facts["knn"][0]["top1"] == 1.0
 
 
@@ -82,7 +82,7 @@ def test_a_file_without_a_head_is_probed_on_other_data(monkeypatch, capsys, tmp_
         (("--neighbours", "0"), "--neighbours=0: every number must be at least 1"),
         (("--lr", "nan"), "--lr=nan: every number must be at least 0, and finite"),
         (("--layers", 3), "--layers=3 is not between 1 and the 2 blocks of the model"),
-        (("--pooling", "max"), "--pooling=max is not one of token, gap, head"),
+        (("--pooling", "max"), "--pooling=max is not one of token, gap, model"),
         (("--neighbours", 2000), "the train split has 1438 examples: want at least 2000"),
         (("--out", "table.txt"), "cannot write table.txt: want a name that ends in .md, .csv"),
         (("--data.nam=x",), "did you mean data.name?"),

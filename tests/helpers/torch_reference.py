@@ -1,6 +1,7 @@
 """Outputs of timm's and transformers' own models for files that this package writes.
 
-As a program, where torch, timm and transformers are, it stores them in golden/torch_families.npz.
+As a program, where torch, timm and transformers are, it stores them in golden/torch_families.npz and
+golden/torch_features.npz.
 """
 
 import tempfile
@@ -16,6 +17,7 @@ from vit_jax.sections import Model
 from vit_jax.weights.save import write
 
 STORED = GOLDEN / "torch_families.npz"
+FEATURES = GOLDEN / "torch_features.npz"
 CLASSES = 11
 SIZES: dict[str, Any] = {
     "image_size": 32,
@@ -137,13 +139,46 @@ def outputs(name: str, model: Any) -> np.ndarray:
     return (out.logits if "logits" in out else out.pooler_output).numpy()
 
 
+def features(name: str, model: Any) -> dict[str, np.ndarray]:
+    """Of the first image: all tokens (`none`), those after the first block (`block_0`), what the head sees.
+
+    timm's forward_features, forward_intermediates and pre-logits, transformers' last_hidden_state and
+    pooler_output; without what a model does not give.
+    """
+    import torch
+
+    x = torch.from_numpy(case(name)[2][:1]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        if name.startswith("timm"):
+            tokens = model.forward_features(x)
+            told = {
+                "norm": True,
+                "output_fmt": "NLC",
+                "return_prefix_tokens": True,
+                "intermediates_only": True,
+            }
+            (block_0,) = model.forward_intermediates(x, indices=[0], **told)
+            block_0 = torch.cat(block_0[::-1], dim=1) if isinstance(block_0, tuple) else block_0
+            found = {"none": tokens, "block_0": block_0}
+            if name != "timm_deit":  # of two heads, it gives the mean of what they see
+                found["model"] = model.forward_head(tokens, pre_logits=True)
+        else:
+            body = getattr(model, "vision_model", model.base_model)
+            out = body(pixel_values=x)
+            found = {"none": out.last_hidden_state, "model": out.get("pooler_output")}
+    return {kind: array.numpy() for kind, array in found.items() if array is not None}
+
+
 def main() -> None:
-    """Store the outputs of every case."""
-    out = {}
+    """Store the outputs and features of every case."""
+    out, kept = {}, {}
     for name in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            out[name] = outputs(name, theirs(name, Path(folder)))
+            model = theirs(name, Path(folder))
+        out[name] = outputs(name, model)
+        kept |= {f"{name}/{kind}": array for kind, array in features(name, model).items()}
     np.savez(STORED, **out)
+    np.savez(FEATURES, **kept)
 
 
 if __name__ == "__main__":

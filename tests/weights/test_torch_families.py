@@ -35,7 +35,7 @@ def stored(name: str, folder: Path) -> Weights:
     """The case, written in its dialect and read again."""
     model, params, _ = case(name)
     write(target(name, folder), params, model, dialect=CASES[name][0])
-    return read(target(name, folder), Wish(headless=True))
+    return read(target(name, folder))
 
 
 def outputs(weights: Weights, images_bhwc: np.ndarray) -> np.ndarray:
@@ -71,14 +71,14 @@ def test_the_real_library_loads_our_file_and_we_load_its_file(name, tmp_path):
 
     real = torch_reference.theirs(name, tmp_path)
     _, _, images_bhwc = case(name)
-    got = outputs(read(target(name, tmp_path), Wish(headless=True)), images_bhwc)
+    got = outputs(read(target(name, tmp_path)), images_bhwc)
     np.testing.assert_allclose(got, torch_reference.outputs(name, real), rtol=0, atol=ATOL)
     if CASES[name][0] == "huggingface":
         real.save_pretrained(tmp_path / "theirs")
-        back = read(tmp_path / "theirs", Wish(headless=True))
+        back = read(tmp_path / "theirs")
     else:
         save_file(real.state_dict(), tmp_path / "theirs.safetensors")
-        back = read(tmp_path / "theirs.safetensors", Wish(headless=True, heads=2))
+        back = read(tmp_path / "theirs.safetensors", Wish(heads=2))
     assert_same(flatten(back.params), flatten(case(name)[1]))
     np.testing.assert_allclose(outputs(back, images_bhwc), got, rtol=0, atol=0)
 
@@ -106,7 +106,7 @@ HOPS = [
 def test_there_and_back_keeps_every_byte(name, dialect, to, tmp_path):
     first = stored(name, tmp_path)
     write(tmp_path / to, first.params, first.model, dialect=dialect, preprocess=first.preprocess)
-    second = read(tmp_path / to, Wish(headless=True))
+    second = read(tmp_path / to)
     back = tmp_path / "back"
     back.mkdir()
     again = target(name, back)
@@ -121,7 +121,7 @@ def test_there_and_back_keeps_every_byte(name, dialect, to, tmp_path):
 def test_class_positions_are_merged_where_timm_has_registers_and_compute_the_same(tmp_path):
     first = stored("hf_dinov2_registers", tmp_path)
     write(tmp_path / "w.safetensors", first.params, first.model, dialect="timm")
-    second = read(tmp_path / "w.safetensors", Wish(headless=True))
+    second = read(tmp_path / "w.safetensors")
     assert not second.model.posemb_class_slot
     images_bhwc = case("hf_dinov2_registers")[2]
     # One sum is made before instead of inside: float32's last bits, in features of order one.
@@ -199,7 +199,7 @@ def test_mask_tokens_and_text_towers_are_explained_as_ignored(tmp_path):
     tree = {f"vision_model.{k}": v for k, v in arrays(tmp_path / "vision.npz").items()}
     tree |= {"text_model.final_layer_norm.weight": np.zeros(3, np.float32), "logit_scale": np.zeros(1)}
     np.savez(tmp_path / "both.npz", **tree)
-    report = read(tmp_path / "both.npz", Wish(headless=True, heads=2)).report
+    report = read(tmp_path / "both.npz", Wish(heads=2)).report
     assert "the text tower" in str(report)
 
 

@@ -186,11 +186,13 @@ def test_a_head_is_reset_only_when_asked_for_other_classes():
         read(GOLDEN / "vit_token.npz", Wish(classes=0))
 
 
-def test_a_file_without_a_head_needs_a_class_count(tmp_path):
+def test_a_file_without_a_head_is_read_as_it_is(tmp_path):
     headless = {k: v for k, v in arrays(GOLDEN / "vit_token.npz").items() if not k.startswith("head")}
     np.savez(tmp_path / "w.npz", **headless)
-    with pytest.raises(UserError, match="has no head: pass classes="):
-        read(tmp_path / "w.npz")
+    weights = read(tmp_path / "w.npz")
+    assert (weights.model.classes, "head" in weights.params) == (0, False)
+    with pytest.raises(UserError, match="the model has no head, so it gives no logits: ask for its features"):
+        logits(weights.model, weights.params, images("vit_token"))
     assert read(tmp_path / "w.npz", Wish(classes=3)).model.classes == 3
 
 

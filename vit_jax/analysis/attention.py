@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
 class Maps(NamedTuple):
     """Attention of a batch; `layers` only if all were asked for."""
 
-    logits: Any
+    output: Any  # logits [b, c], or the features [b, d] of a model without a head
     last: jax.Array  # [b, h, n, m] of the last block
     pooling: jax.Array | None  # [b, h, m] of attention pooling's probe
     rollout: jax.Array  # [b, n, m]
@@ -43,20 +43,20 @@ def tokens(cfg: Model) -> Tokens:
 
 
 def capture(cfg: Model, params: Any, images_bhwc: jax.Array, *, every: bool) -> Maps:
-    """Logits and attention of normalised images; jit it, so that what is not returned is not kept.
+    """Output and attention of normalised images; jit it, so that what is not returned is not kept.
 
     The weights are those that the model multiplies values with, in its own dtype. Raises UserError for a
     model without attention.
     """
     kinds = tokens(cfg)
-    model = build(cfg)
-    logits_bc, state = model.apply({"params": params}, images_bhwc, mutable=["attention"])
+    wanted = {"logits": bool(cfg.classes), "mutable": ["attention"]}
+    output, state = build(cfg).apply({"params": params}, images_bhwc, **wanted)
     sown: Any = state["attention"]
     blocks = [sown[f"block_{i}"]["attention"]["p"][0].astype(jnp.float32) for i in range(cfg.depth)]
     pooling = sown["pool"]["map"]["attention"]["p"][0][:, :, 0] if cfg.pooling == "map" else None
     distance = [mean_distance(p[..., kinds.patches, kinds.patches], cfg) for p in blocks]
     return Maps(
-        logits=logits_bc,
+        output=output,
         last=blocks[-1],
         pooling=pooling,
         rollout=rollout(blocks),

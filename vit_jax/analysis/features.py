@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,20 @@ from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
 from vit_jax.models.layers import Norm
+from vit_jax.models.vit import Pool
 from vit_jax.sections import Data, Model, Preprocess
 from vit_jax.training.evaluate import walk
 
-FORMAT = 1  # of what is kept; another number for another meaning, so that no old file is taken
-POOLINGS = ("token", "gap", "head")
+FORMAT = 2  # of what is kept; another number for another meaning, so that no old file is taken
+POOLINGS = ("token", "gap", "model")  # that make one row of an image
+Pooling = Literal["model", "token", "gap", "none"]
 
 
 class Column(NamedTuple):
-    """Features after block `layer`: its class token, the mean of its patches, or the input of the head."""
+    """Features after block `layer`: its class token, the mean of its patches, or pooled as the model does.
+
+    `none` pools nothing: class and distillation token, registers and patches, as the model has them.
+    """
 
     layer: int
     pooling: str
@@ -40,7 +45,10 @@ class Column(NamedTuple):
 
 
 class Split(NamedTuple):
-    """float32 [n, p] of each column, and int32 labels [n], in the order of the split."""
+    """float32 [n, p] of each column, [n, tokens, d] of one that is not pooled, and int32 labels [n].
+
+    All in the order of the split.
+    """
 
     columns: dict[Column, np.ndarray]
     label: np.ndarray
@@ -48,14 +56,34 @@ class Split(NamedTuple):
 
 def seen_by_head(cfg: Model) -> Column:
     """What the head is applied to; by the name of a plain pooling, where it is no more than that."""
+    return Column(cfg.depth - 1, _own(cfg))
+
+
+def pick(cfg: Model, *, layer: int, pool: str) -> Column:
+    """The column after a block, -1 for the last. Raises UserError for one that `cfg` lacks."""
+    depth = cfg.depth
+    if not -depth <= layer < depth:
+        raise _wrong(f"layer={layer} is not between -{depth} and {depth - 1}, the blocks of the model")
+    if pool not in get_args(Pooling):
+        raise _wrong(f"pool={pool} is not one of {', '.join(get_args(Pooling))}")
+    if pool == "token" and not cfg.class_token:
+        raise _wrong("pool=token: the model has no class token: use gap or model")
+    return Column(layer % depth, _own(cfg) if pool == "model" else pool)
+
+
+def _own(cfg: Model) -> str:
     plain = cfg.pooling in ("token", "gap") and not cfg.pre_logits
-    return Column(cfg.depth - 1, cfg.pooling if plain else "head")
+    return cfg.pooling if plain else "model"
+
+
+def _wrong(message: str) -> UserError:
+    return UserError(message, command=f"--{message}")
 
 
 def choose(cfg: Model, *, layers: int, poolings: Iterable[str]) -> tuple[Column, ...]:
     """The columns of the last `layers` blocks, each once. Raises UserError for those that `cfg` lacks.
 
-    The head is only ever applied to the last block: "head" is one column.
+    The head is only ever applied to the last block: "model" is one column.
     """
     if not 1 <= layers <= cfg.depth:
         raise UserError(f"--layers={layers} is not between 1 and the {cfg.depth} blocks of the model")
@@ -64,8 +92,8 @@ def choose(cfg: Model, *, layers: int, poolings: Iterable[str]) -> tuple[Column,
         if pooling not in POOLINGS:
             raise UserError(f"--pooling={pooling} is not one of {', '.join(POOLINGS)}")
         if pooling == "token" and not cfg.class_token:
-            raise UserError("--pooling=token: the model has no class token: use gap or head")
-        if pooling == "head":
+            raise UserError("--pooling=token: the model has no class token: use gap or model")
+        if pooling == "model":
             found.append(seen_by_head(cfg))
         else:
             found += [Column(i, pooling) for i in range(cfg.depth - layers, cfg.depth)]
@@ -80,30 +108,38 @@ def meaningful(cfg: Model) -> tuple[str, ...]:
 def extract(
     cfg: Model, params: Any, image_bhwc: jax.Array, columns: tuple[Column, ...]
 ) -> dict[Column, jax.Array]:
-    """float32 [b, p] of each column for normalised images, dropout off.
+    """float32 [b, p] of each column for normalised images, dropout off; [b, n, d] where nothing is pooled.
 
     Tokens are those of the block under the model's final norm, as DINO evaluates its last blocks
     (arXiv:2104.14294 appendix F.2); after the last block this is what pooling sees.
     """
-    model = build(cfg)
-    wanted = {f"block_{column.layer}" for column in columns} | {"pool"}
-    _, state = model.apply(
+    wanted = {f"block_{column.layer}" for column in columns}
+    _, state = build(cfg).apply(
         {"params": params},
         image_bhwc,
+        logits=False,
         capture_intermediates=lambda module, method: module.name in wanted and method == "__call__",
         mutable=["intermediates"],
     )
     captured: Any = state["intermediates"]
-    prefix = cfg.class_token + cfg.distill_token + cfg.registers
 
-    def pooled(column: Column) -> Any:
-        if column.pooling == "head":
-            return captured["pool"]["__call__"][0]
+    def found(column: Column) -> jax.Array:
         x_bnd = captured[f"block_{column.layer}"]["__call__"][0]
         x_bnd: Any = Norm(cfg).apply({"params": params["norm"]}, x_bnd)
-        return x_bnd[:, 0] if column.pooling == "token" else x_bnd[:, prefix:].mean(axis=1, dtype=jnp.float32)
+        return _pooled(cfg, params, x_bnd, column.pooling).astype(jnp.float32)
 
-    return {column: pooled(column).astype(jnp.float32) for column in columns}
+    return {column: found(column) for column in columns}
+
+
+def _pooled(cfg: Model, params: Any, x_bnd: jax.Array, pooling: str) -> Any:
+    if pooling == "none":
+        return x_bnd
+    if pooling == "token":
+        return x_bnd[:, 0]
+    if pooling == "gap":
+        prefix = cfg.class_token + cfg.distill_token + cfg.registers
+        return x_bnd[:, prefix:].mean(axis=1, dtype=jnp.float32)
+    return Pool(cfg).apply({"params": params.get("pool", {})}, x_bnd, train=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +184,7 @@ class Job:
             told(done := done + len(label_b))
         label_n = np.concatenate(labels)
         if not len(label_n):
-            raise UserError(f"data.name={self.data.name}: no example of the split can be read")
+            raise UserError(f"{self.data.name}: no example can be read")
         made = {column: np.concatenate([row[column] for row in rows]) for column in self.columns}
         bad = [column.name for column, x_np in made.items() if not np.isfinite(x_np).all()]
         if bad:

@@ -45,7 +45,7 @@ def main() -> None:
     from vit_jax.training.step import normalise
 
     image = read_image(args.image)
-    loaded = vit_jax.load(args.ref, image_size=args.image_size, headless=True)
+    loaded = vit_jax.load(args.ref, image_size=args.image_size)
     cfg, preprocess = loaded.spec.model, loaded.spec.preprocess
     attention.tokens(cfg)  # raises for a model without attention, before anything is computed
     seen_hwc = transforms.for_evaluation(image, preprocess, cfg.image_hw)

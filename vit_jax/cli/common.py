@@ -1,18 +1,20 @@
 """What commands share: the shape of --help, one line for a user's mistake, a traceback for ours, pictures."""
 
 import argparse
+import dataclasses
+import glob
 import io
 import os
 import pathlib
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from vit_jax import paths
+from vit_jax import config, paths
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vit_jax.data.source import Source
+    from vit_jax.loaded import Loaded
+    from vit_jax.sections import Data
 
 FIGURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of what matplotlib writes
+IMAGES = "image files, folders, patterns, or - for names on stdin"  # of what `image_files` takes
 SIGPIPE = 13  # the number that a shell counts 128 from; Windows has no such signal
 PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square
 
@@ -112,6 +117,42 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     # Not by an exception: it may be lost in a callback, and on its way out crash in threads that compile.
     os.write(2, b"interrupted: what was saved is intact\n")
     os._exit(128 + number)
+
+
+def image_files(words: Iterable[str]) -> Iterator[Path]:
+    """The image files of files, folders, patterns and stdin. Raises UserError for a word that has none."""
+    from vit_jax.data.sources import images_below
+
+    for word in words:
+        path = paths.of(word)
+        if word == "-":
+            yield from (paths.of(line.strip()) for line in sys.stdin if line.strip())
+        elif path.is_dir():
+            found, left_out = images_below(path)
+            if left_out:
+                print(f"note: {path}: left out {left_out}", file=sys.stderr)
+            if not found:
+                raise UserError(f"{path} has no images in it: give another folder")
+            yield from (path / name for name in found)
+        elif not path.exists() and glob.has_magic(word):
+            names = sorted(glob.glob(word, recursive=True))
+            if not names:
+                raise UserError(f"{word} matches no file: check the pattern")
+            yield from map(paths.of, names)
+        else:
+            yield path
+
+
+def data_for(loaded: "Loaded", arguments: list[str], **fixed: Any) -> "Data":
+    """The data that the model was trained on, with fields as `fixed` and as `--data.field=value` say.
+
+    Raises UserError for fields that are none, and for images of other channels than the model takes.
+    """
+    data = config.override_data(dataclasses.replace(loaded.data, **fixed), arguments)
+    channels = loaded.spec.preprocess.channels
+    if data.channels != channels:
+        raise UserError(f"data.channels={data.channels} is not the {channels} that the model takes")
+    return data
 
 
 def tell(*sources: "Source") -> None:

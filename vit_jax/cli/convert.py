@@ -37,7 +37,7 @@ def main() -> None:
     from vit_jax.weights.load import read
     from vit_jax.weights.save import write
 
-    wish = Wish(image_size=args.image_size, classes=args.classes, heads=args.heads, headless=True)
+    wish = Wish(image_size=args.image_size, classes=args.classes, heads=args.heads)
     weights = read(args.ref, wish)
     print(weights.report, file=sys.stderr)
     beside = {"preprocess": weights.preprocess, "class_names": weights.class_names, "loss": weights.loss}

@@ -74,6 +74,7 @@ def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: 
     from vit_jax.training.evaluate import walk
 
     loaded = vit_jax.load(ref)
+    loaded.need_head()
     model, cfg = loaded.model, loaded.spec.model
     if data is None:
         data = config.override_data(loaded.data, rest)

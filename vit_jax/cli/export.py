@@ -54,6 +54,7 @@ def main() -> None:
     from vit_jax.training.step import normalise
 
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
+    loaded.need_head()
     spec = loaded.spec
     shape = (*spec.model.image_hw, spec.preprocess.channels)
     # Runtimes of ONNX on CPUs have no products in bfloat16.

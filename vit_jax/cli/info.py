@@ -24,10 +24,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 
-    from vit_jax.weights.adapt import Wish  # after parsing: --help stays quick
-    from vit_jax.weights.load import read
+    from vit_jax.weights.load import read  # after parsing: --help stays quick
 
-    weights = read(args.ref, Wish(headless=True))
+    weights = read(args.ref)
     known = published.find(args.ref)
     facts: dict[str, Any] = {
         "ref": args.ref,

@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "class names and confidences of images",
     "evaluate": "accuracy, calibration, confusion and comparison on a data set",
     "attention": "pictures of what a model looks at",
+    "embed": "features of images, to a file",
     "probe": "k-NN and linear probes on frozen features",
     "info": "what a model is, on one screen",
     "data": "what training will see, and how fast it comes",

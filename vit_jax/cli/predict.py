@@ -1,15 +1,21 @@
 """Class names and confidences of images, from a run or a weights file."""
 
-import glob
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
 
-from vit_jax import paths
-from vit_jax.cli.common import FIGURES, PANEL_PX, make_parser, output_path, run_command, save_sheet
+from vit_jax.cli.common import (
+    FIGURES,
+    IMAGES,
+    PANEL_PX,
+    image_files,
+    make_parser,
+    output_path,
+    run_command,
+    save_sheet,
+)
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -30,7 +36,7 @@ def main() -> None:
     """Parse the command line, predict a batch at a time, print."""
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
-    parser.add_argument("images", nargs="+", help="image files, folders, patterns, or - for names on stdin")
+    parser.add_argument("images", nargs="+", help=IMAGES)
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     parser.add_argument("--coverage", type=float, help="print the set that holds the truth this often")
     parser.add_argument(
@@ -50,7 +56,7 @@ def main() -> None:
     fitted = calibration.load(args.ref)
     if args.coverage is not None and fitted is None:
         raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
-    batches = _batches(_expand(args.images))
+    batches = _batches(image_files(args.images))
     batch = next(batches, [])
     images = [read_image(path) for path in batch]  # a bad first image stops here, before the model is loaded
     loaded = vit_jax.load(args.ref)
@@ -72,30 +78,6 @@ def main() -> None:
     if args.out:
         images, titles = zip(*panels, strict=True)
         save_sheet(images, titles, args.out, columns=4 if len(panels) <= 16 else 8)
-
-
-def _expand(words: Iterable[str]) -> Iterator[Path]:
-    """The image files of files, folders, patterns and stdin. Raises UserError for a word that has none."""
-    from vit_jax.data.sources import images_below
-
-    for word in words:
-        path = paths.of(word)
-        if word == "-":
-            yield from (paths.of(line.strip()) for line in sys.stdin if line.strip())
-        elif path.is_dir():
-            found, left_out = images_below(path)
-            if left_out:
-                print(f"note: {path}: left out {left_out}", file=sys.stderr)
-            if not found:
-                raise UserError(f"{path} has no images in it: give another folder")
-            yield from (path / name for name in found)
-        elif not path.exists() and glob.has_magic(word):
-            names = sorted(glob.glob(word, recursive=True))
-            if not names:
-                raise UserError(f"{word} matches no file: check the pattern")
-            yield from map(paths.of, names)
-        else:
-            yield path
 
 
 def _batches(paths: Iterator[Path]) -> Iterator[list[Path]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config, paths
-from vit_jax.cli.common import make_parser, nonempty_path, output_path, progress, run_command, tell
+from vit_jax.cli.common import data_for, make_parser, nonempty_path, output_path, progress, run_command, tell
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=int, help="how many of the last blocks (default: 4, or all of fewer)"
     )
-    parser.add_argument("--pooling", help="of token, gap and head, with commas (default: all that differ)")
+    parser.add_argument(
+        "--pooling", help="of token, gap and model (its own), with commas (default: all that differ)"
+    )
     parser.add_argument("--neighbours", default="10,20,50", help="k of k-NN (default: 10,20,50)")
     parser.add_argument("--shots", default="1,5,10,25", help="examples a class (default: 1,5,10,25)")
     rates = "0.001,0.003,0.01,0.03,0.1,0.3,1,3"
@@ -111,12 +113,8 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     from vit_jax.data import sources
     from vit_jax.staging import cache_dir
 
-    loaded = vit_jax.load(args.ref, image_size=args.image_size, headless=True)
-    cfg, data = loaded.spec.model, config.override_data(loaded.data, rest)
-    if data.channels != loaded.spec.preprocess.channels:
-        raise UserError(
-            f"data.channels={data.channels} is not the {loaded.spec.preprocess.channels} that the model takes"
-        )
+    loaded = vit_jax.load(args.ref, image_size=args.image_size)
+    cfg, data = loaded.spec.model, data_for(loaded, rest)
     poolings = args.pooling.split(",") if args.pooling else features.meaningful(cfg)
     layers = min(LAYERS, cfg.depth) if args.layers is None else args.layers
     columns = features.choose(cfg, layers=layers, poolings=poolings)

@@ -104,12 +104,7 @@ class Folder(Source):
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`. Raises BrokenExample if its file cannot be read."""
-        path = os.path.join(self.root, self.images[index])
-        try:
-            data = paths.read(path)
-        except OSError as e:
-            raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
-        return Encoded(data, path), int(self.labels_n[index])
+        return _encoded(os.path.join(self.root, self.images[index])), int(self.labels_n[index])
 
     def files(self) -> list[File]:
         """Every file below the folder."""
@@ -122,6 +117,27 @@ class Folder(Source):
     def note(self) -> str:
         """What in the folder is no example."""
         return f"note: {self.root}: left out {self.left_out}" if self.left_out else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files(Source):
+    """Image files, here or in a bucket, of no class: the label of each is its place in the list."""
+
+    images: list[str]
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def get(self, index: int) -> tuple[Encoded, int]:
+        """Image `index`. Raises BrokenExample if its file cannot be read."""
+        return _encoded(self.images[index]), index
+
+    def files(self) -> list[File]:
+        """Those that are there."""
+        return paths.stats(self.images)
 
 
 def folder(cfg: Data, *, train: bool) -> Source:
@@ -182,6 +198,13 @@ def read_image(path: paths.Path) -> Image.Image:
 def decode(data: bytes, name: str) -> Image.Image:
     """Encoded bytes to an upright Pillow image. Raises UserError naming what cannot be read."""
     return open_pillow(data, name)
+
+
+def _encoded(path: str) -> Encoded:
+    try:
+        return Encoded(paths.read(path), path)
+    except OSError as e:
+        raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
 
 
 def _followed(root: str) -> paths.Path:

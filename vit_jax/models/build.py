@@ -15,10 +15,11 @@ FAMILIES = {"vit": ViT, "mixer": Mixer}
 
 
 def build(cfg: Model, *, classes: int = 0, scan: bool = False, remat: str = "none") -> nn.Module:
-    """The module of `cfg`; `classes` stands in for `cfg.classes=0`, `scan` and `remat` are as in `Train`."""
+    """The module of `cfg`; `classes` stands in for `cfg.classes=0`, `scan` and `remat` are as in `Train`.
+
+    Without either it has no head, and gives features alone.
+    """
     cfg = dataclasses.replace(cfg, classes=cfg.classes or classes)
-    if not cfg.classes:
-        raise ValueError("build needs a class count: set cfg.classes or pass classes")
     return FAMILIES[cfg.family](cfg, scan=scan, remat=remat)
 
 

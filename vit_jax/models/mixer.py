@@ -13,16 +13,17 @@ from vit_jax.sections import Model
 
 
 class Mixer(nn.Module):
-    """Images to logits, by MLPs over tokens and over features in turn. The token MLP fixes the grid."""
+    """Images to logits, or features, by MLPs over tokens and over features in turn, which fix the grid."""
 
     cfg: Model
     scan: bool = False
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, images_bhwc: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, images_bhwc: jax.Array, *, train: bool = False, logits: bool = True) -> jax.Array:
         """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
 
+        Without `logits`, what the head would see: [b, d]. Raises UserError for logits without a head.
         With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`.
         """
         cfg = self.cfg
@@ -30,7 +31,7 @@ class Mixer(nn.Module):
         x_bnd = run_blocks(self, MixerBlock, x_bnd, train=train)
         x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bd = Pool(cfg, name="pool")(x_bnd, train=train)
-        return head(cfg, "head")(x_bd)
+        return head(cfg, "head")(x_bd) if logits else x_bd
 
 
 class MixerBlock(nn.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.models.layers import Block, MapPool, Norm, affine
 from vit_jax.models.resnet import Stem
 from vit_jax.models.stack import run_blocks
@@ -20,7 +21,7 @@ TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
 
 
 class ViT(nn.Module):
-    """Images to logits. `cfg.classes` must be above 0. `scan` and `remat` are those of `sections.Train`."""
+    """Images to logits, or to features. `scan` and `remat` are those of `sections.Train`."""
 
     cfg: Model
     scan: bool = False
@@ -28,10 +29,11 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images_bhwc: jax.Array, *, train: bool = False
+        self, images_bhwc: jax.Array, *, train: bool = False, logits: bool = True
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
 
+        Without `logits`, what the head would see: [b, p]. Raises UserError for logits without a head.
         With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`. With `cfg.distill_token`,
         training gives both heads' logits, (class, distillation), inference their mean (arXiv:2012.12877).
         """
@@ -41,6 +43,8 @@ class ViT(nn.Module):
         x_bnd = run_blocks(self, Block, x_bnd, train=train, last=self._last_block())
         x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bp = Pool(cfg, name="pool")(x_bnd, train=train)
+        if not logits:
+            return x_bp
         logits_bc = head(cfg, "head")(x_bp)
         if not cfg.distill_token:
             return logits_bc
@@ -150,7 +154,12 @@ class Pool(nn.Module):
 
 
 def head(cfg: Model, name: str) -> Callable[[jax.Array], jax.Array]:
-    """A zero-initialised Dense layer to float32 logits, on features cast to float32."""
+    """A zero-initialised Dense layer to float32 logits, on features cast to float32.
+
+    Raises UserError for a model without classes.
+    """
+    if not cfg.classes:
+        raise UserError("the model has no head, so it gives no logits: ask for its features, or set classes")
     layer = nn.Dense(
         cfg.classes,
         dtype=jnp.float32,

@@ -34,7 +34,6 @@ class Wish:
     posemb_method: str | None = None  # None: as the family of the file resizes positions
     keep_pre_logits: bool = True  # False: a replaced head takes the hidden layer before it along
     heads: int | None = None  # for torch files of a width that does not tell them
-    headless: bool = False  # let a file without a head pass as it is
 
     def __post_init__(self) -> None:
         if self.posemb_method is not None:

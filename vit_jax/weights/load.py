@@ -44,18 +44,12 @@ def read(ref: str | os.PathLike[str], wish: Wish | None = None) -> Weights:
     """The weights of `ref`, adapted to `wish`. Raises UserError.
 
     `ref` is a run (its best step, else its newest), one step of it, a file, a folder of transformers or timm,
-    an address or a published name; `file.npz:img` is the part of a file under `img`.
+    an address or a published name; `file.npz:img` is the part of a file under `img`. One without a head
+    comes with none, and 0 classes, unless `wish` says for how many.
     """
     wish = wish or Wish()
     place = resolve(str(ref))
     weights = _from_step(place.path) if isinstance(place, Step) else _from_file(place, wish)
-    if not (weights.model.classes or wish.classes or wish.headless):
-        headless = f"{ref} has no head"
-        fail(
-            f"{headless}: pass classes=, the number of classes to make one for",
-            command=f"{headless}, so it names no class: fine-tune it (train --config.init={ref}), or see "
-            "what its features are worth (probe)",
-        )
     return adapt.to(weights, wish)
 
 
