@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
+from config_files import FILES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_jax import config, fields, sections
 from vit_jax.errors import UserError
-
-CONFIGS = sorted(Path("configs").glob("*.py"))
 
 
 def parse(*assignments):
@@ -101,9 +99,8 @@ def test_every_field_is_listed_with_its_meaning():
         assert len(field.metadata["meaning"]) > 5
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_config_file_names_the_command_that_runs_it(path):
-    config.parse(config.load_file(str(path)))
     assert f"--config {path}" in path.read_text()
 
 

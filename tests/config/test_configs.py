@@ -2,9 +2,8 @@
 
 import jax
 import pytest
-from config_files import FILES, RECIPES
+from config_files import FILES, RECIPES, parse
 
-from vit_jax import config
 from vit_jax.models import build, variants
 
 COUNTS = {"vit_b16": 86_567_656, "hybrid_r26_s32": 36_431_912, "mixer_b16": 59_880_472}  # 1,000 classes
@@ -20,7 +19,7 @@ def shapes(cfg):
 
 @pytest.mark.parametrize(("path", "arg"), RECIPES, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_builds(path, arg):
-    cfg = config.parse(config.load_file(f"{path}:{arg}"))
+    cfg = parse(path, arg)
     model, params = shapes(cfg)
     image = jax.ShapeDtypeStruct((2, *cfg.model.image_hw, cfg.data.channels), "float32")
     logits = jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, image)

@@ -8,30 +8,35 @@ of these texts. After an intended change, renew them and review the diff:
 
 import difflib
 import re
+from pathlib import Path
 
 import jax
 import pytest
-from config_files import RECIPES
+from config_files import RECIPES, parse
 from paths import GOLDEN
 
-from vit_jax import config, fields, sections
+from vit_jax import fields, sections
 from vit_jax.models import build
 from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, tables
 
 TEXTS = GOLDEN / "configs"
-DATA = {"imagenet2012": (1_281_167, 1000), "digits": (1_438, 10)}  # training examples, classes
+DATA = {
+    "imagenet2012": (1_281_167, 1000),
+    "digits": (1_438, 10),
+    "folder": (2_000, 10),
+}  # training examples, classes
 RENEW = "if intended, renew it: pytest -n 0 tests/config/test_golden_configs.py --golden-update"
 MOST_LINES = 90  # of a text, so that a person reviews it
 
 
 def name_of(path, arg):
-    return f"{path.stem}.{arg}.txt" if arg else f"{path.stem}.txt"
+    return f"{path.stem}.{Path(arg).stem}.txt" if arg else f"{path.stem}.txt"
 
 
 def describe(path, arg):
     """The whole text of a recipe. Shapes only: no array is made."""
-    cfg = config.parse(config.load_file(f"{path}:{arg}"))
+    cfg = parse(path, arg)
     examples, classes = DATA[cfg.data.name]
     model = build.build(cfg.model, classes=classes)
     options = {"image_hw": cfg.model.image_hw, "channels": cfg.data.channels}

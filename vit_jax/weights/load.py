@@ -16,7 +16,7 @@ from vit_jax.config import parse_spec, parse_stored
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
 from vit_jax.paths import Path
-from vit_jax.sections import Model, Preprocess
+from vit_jax.sections import Config, Model, Preprocess, Spec
 from vit_jax.weights import adapt, dialects, layout, published
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.dialect import Dialect, Shapes, Source
@@ -53,11 +53,29 @@ def read(ref: str | os.PathLike[str], wish: Wish | None = None) -> Weights:
     return adapt.to(weights, wish)
 
 
-def _from_step(step_dir: Path) -> Weights:
-    record = orbax.read_record(step_dir)
+def describe(ref: str | os.PathLike[str]) -> tuple[Model, Preprocess]:
+    """What model `ref` stands for, of 0 classes without a head, and how it sees images; reads no array.
+
+    Raises UserError as `read` does for what is no model, or not whole.
+    """
+    place = resolve(str(ref))
+    if isinstance(place, Step):
+        _, spec = _recorded(orbax.read_record(place.path))
+        return spec.model, spec.preprocess
+    opened = _open(place, Wish())
+    h, w = opened.told.seen_hw or opened.model.image_hw
+    return dataclasses.replace(opened.model, image_size=h if h == w else (h, w)), opened.preprocess
+
+
+def _recorded(record: dict[str, Any]) -> tuple[Config, Spec]:
     cfg = parse_stored(record["config"])
     # The specs of older runs do not have the loss.
-    spec = parse_spec({"loss": cfg.loss.name} | record["spec"])
+    return cfg, parse_spec({"loss": cfg.loss.name} | record["spec"])
+
+
+def _from_step(step_dir: Path) -> Weights:
+    record = orbax.read_record(step_dir)
+    cfg, spec = _recorded(record)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = layout.shapes(spec.model, channels=spec.preprocess.channels)
     like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for name, shape in shapes.items()}
@@ -67,7 +85,17 @@ def _from_step(step_dir: Path) -> Weights:
     return Weights(spec.model, params, spec.class_names, spec.preprocess, report, loss=spec.loss, config=cfg)
 
 
-def _from_file(place: Place, wish: Wish) -> Weights:
+class Opened(NamedTuple):
+    """A file whose names and shapes are those of a model; no array is read yet."""
+
+    archive: Archive
+    told: hf_folder.Told
+    found: Translation
+    model: Model  # for images of the size that its positions are stored for
+    preprocess: Preprocess
+
+
+def _open(place: Place, wish: Wish) -> Opened:
     archive = (safetensors if place.path.suffix == ".safetensors" else npz).Archive(place.path)
     told = hf_folder.read(place.folder) if place.folder else hf_folder.Told({})
     prefix = _prefix(archive, place.submodel)
@@ -80,6 +108,12 @@ def _from_file(place: Place, wish: Wish) -> Weights:
         fail(f"{place.name}: {error}", command=f"{place.name}: {error.command}")
     channels = layout.channels(found.shapes)
     _check(place.name, found, layout.shapes(model, channels=channels), archive)
+    preprocess = _of_channels(told.preprocess or found.dialect.preprocess(model), channels)
+    return Opened(archive, told, found, model, preprocess)
+
+
+def _from_file(place: Place, wish: Wish) -> Weights:
+    archive, told, found, model, preprocess = _open(place, wish)
     params, converted = _arrays(archive, found, model.heads)
     dialect = found.dialect
     numerics = f" ({model.gelu} GELU, epsilon {model.norm_eps:g})" if dialect.numerics else ""
@@ -88,7 +122,6 @@ def _from_file(place: Place, wish: Wish) -> Weights:
     names = _names(told.class_names, model.classes, place.name) or published.class_names(
         place.published, model.classes
     )
-    preprocess = _of_channels(told.preprocess or dialect.preprocess(model), channels)
     weights = Weights(model, params, names, preprocess, report, dialect.posemb_method, told.loss)
     if wish.image_size is not None or told.seen_hw in (None, model.image_hw):
         return weights
