@@ -80,7 +80,8 @@ def test_an_unreadable_image_stops_or_is_skipped_by_name(
     assert code == 2
     assert f"{photos}/4.png is not a readable image" in err[-1]
     assert not out.exists()
-    words = (photos, photos / "gone.png", "--out", out, "--data.on_error=skip")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / 'gone.png'}\n"))
+    words = (photos, "-", "--out", out, "--data.on_error=skip")
     code, told, err = call(monkeypatch, capsys, embed, workdir, *words)
     assert code == 0, err
     assert told.endswith("pool token, 2 skipped\n")
@@ -116,7 +117,8 @@ def test_mistakes_are_one_line(monkeypatch, capsys, workdir, photos, tmp_path):
         ((photos, *out, "--image_size", 9), "model.image_size=9 is not a multiple of model.patch_size=4"),
         ((photos, *out, "--data.channels=3"), "data.channels=3 is not the 1 that the model takes"),
         ((photos, *out, "--data.nam=x"), "did you mean data.name?"),
-        (("-", *out), "there is no image to embed"),
+        (("-", *out), "there is no image: give files"),
+        ((tmp_path / "gone.png", *out), "gone.png: there is no such file"),
         ((tmp_path / "empty", *out), "has no images in it: give another folder"),
         (("s3://bucket/x", *out), "s3:// is no place for files here"),
     ):

@@ -9,6 +9,7 @@ import pytest
 from commands import call
 from PIL import Image
 
+import vit_jax
 from vit_jax.cli import evaluate, predict
 from vit_jax.data import sources
 from vit_jax.data.source import labels_in
@@ -74,7 +75,7 @@ def test_classes_of_a_folder_are_those_of_the_same_name(monkeypatch, capsys, wor
 def test_classes_that_the_model_has_not_are_refused_by_name(monkeypatch, capsys, workdir, digits_folder):
     def evaluated(*data):
         code, out, err = call(monkeypatch, capsys, evaluate, workdir, "--json", *data)
-        return code, err[-1], json.loads(out or "{}")
+        return code, [line for line in err if "examples: " not in line][-1], json.loads(out or "{}")
 
     code, told, _ = evaluated(*digits_folder("few", d0="ape", d1="bee"))
     assert code == 2
@@ -115,6 +116,69 @@ def test_calibration_is_used_by_predict(monkeypatch, capsys, workdir, tmp_path):
     assert code == 0
     assert row["set"]
     assert set(row["set"]) <= set("0123456789")
+
+
+def test_another_image_size_resizes_positions_and_is_not_calibrated(monkeypatch, capsys, workdir, tmp_path):
+    for name in ("a", "b"):
+        Image.new("L", (8, 8), ord(name)).save(tmp_path / f"{name}.png")
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert call(monkeypatch, capsys, evaluate, workdir, "--calibrate")[0] == 0
+    code, out, err = call(monkeypatch, capsys, predict, workdir, *files, "--image_size", 16, "--json")
+    assert code == 0
+    assert any("2x2 to 4x4 by" in line for line in err)
+    rows = [json.loads(line)["predictions"] for line in out.splitlines()]
+    wanted = vit_jax.load(workdir, image_size=16).classify([sources.read_image(path) for path in files])
+    for row, best in zip(rows, wanted, strict=True):
+        assert [p["class"] for p in row] == [p.name for p in best]
+        # The same float32 logits in batches of another size, and softmax in numpy.
+        np.testing.assert_allclose([p["confidence"] for p in row], [p.confidence for p in best], atol=1e-6)
+    own, other = (
+        json.loads(call(monkeypatch, capsys, evaluate, workdir, *flags, "--json")[1])
+        for flags in ((), ("--image_size", 16))
+    )
+    assert own["examples"] == other["examples"] == 359
+    assert own["loss"] != other["loss"]
+    for command, flags, message in (
+        (
+            predict,
+            (*files, "--image_size", 16, "--coverage", 0.9),
+            "--coverage is calibrated for the size of",
+        ),
+        (evaluate, ("--image_size", 16, "--calibrate"), "--calibrate is for the size of the model"),
+        (predict, (*files, "--image_size", 9), "model.image_size=9 is not a multiple of model.patch_size=4"),
+        (evaluate, ("--image_size", 9), "model.image_size=9 is not a multiple of model.patch_size=4"),
+    ):
+        code, _, err = call(monkeypatch, capsys, command, workdir, *flags)
+        assert code == 2
+        assert message in err[-1]
+
+
+def test_predict_goes_on_without_what_cannot_be_read_and_says_how_far_it_is(
+    monkeypatch, capsys, workdir, tmp_path
+):
+    for i in range(5):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_text("no image")
+    monkeypatch.setattr(predict, "BATCH", 2)
+    sheet = tmp_path / "sheet.jpg"
+    words = (tmp_path, "--json", "--data.on_error=skip", "--out", sheet)
+    code, out, err = call(monkeypatch, capsys, predict, workdir, *words)
+    assert code == 0
+    assert [json.loads(line)["path"][-5] for line in out.splitlines()] == list("0234")
+    assert "predict: images: 2 of 5" in err
+    assert sheet.stat().st_size
+    sheet.unlink()
+    code, out, err = call(monkeypatch, capsys, predict, workdir, tmp_path)
+    assert code == 2
+    assert err[-1].startswith(f"error: {tmp_path}/1.png is not a readable image")
+    code, _, err = call(monkeypatch, capsys, predict, workdir, tmp_path / "1.png", *words[1:])
+    assert (code, err[-1]) == (2, f"error: --out {sheet}: no image could be read")
+
+
+def test_evaluate_says_how_far_it_is(monkeypatch, capsys, workdir):
+    _, _, err = call(monkeypatch, capsys, evaluate, workdir, "--batch_size", 100)
+    told = [line for line in err if line.startswith("evaluate ")]
+    assert told == [f"evaluate {workdir}: examples: {n} of 359" for n in (100, 200, 300)]
 
 
 def test_predict_takes_folders_globs_and_stdin(monkeypatch, capsys, workdir, tmp_path):

@@ -139,8 +139,18 @@ def image_files(words: Iterable[str]) -> Iterator[Path]:
             if not names:
                 raise UserError(f"{word} matches no file: check the pattern")
             yield from map(paths.of, names)
+        elif not path.exists():
+            raise UserError(f"cannot read {word}: there is no such file")
         else:
             yield path
+
+
+def image_names(words: Iterable[str]) -> list[str]:
+    """The names of `image_files`, at least one. Raises UserError."""
+    names = [str(path) for path in image_files(words)]
+    if not names:
+        raise UserError("there is no image: give files, folders, patterns, or names on stdin")
+    return names
 
 
 def data_for(loaded: "Loaded", arguments: list[str], **fixed: Any) -> "Data":
@@ -153,6 +163,11 @@ def data_for(loaded: "Loaded", arguments: list[str], **fixed: Any) -> "Data":
     if data.channels != channels:
         raise UserError(f"data.channels={data.channels} is not the {channels} that the model takes")
     return data
+
+
+def data_of_files(loaded: "Loaded", arguments: list[str]) -> "Data":
+    """How image files are read: as the data of the model, by threads of this process. As `data_for`."""
+    return data_for(loaded, arguments, name="images", workers=0, cache_gib=0.0)
 
 
 def tell(*sources: "Source") -> None:

@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config, paths
-from vit_jax.cli.common import IMAGES, data_for, image_files, make_parser, output_path, progress, run_command
+from vit_jax.cli.common import (
+    IMAGES,
+    data_of_files,
+    image_names,
+    make_parser,
+    output_path,
+    progress,
+    run_command,
+)
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -41,9 +49,7 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size} must be at least 1")
-    names = [str(path) for path in image_files(args.images)]
-    if not names:
-        raise UserError("there is no image to embed: give files, folders, patterns, or names on stdin")
+    names = image_names(args.images)
 
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import features
@@ -52,8 +58,9 @@ def main() -> None:
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
     cfg = loaded.spec.model
     column = features.pick(cfg, layer=args.layer, pool=args.pool)
-    data = data_for(loaded, rest, name="images", workers=0, cache_gib=0.0)
-    job = features.Job(cfg, config.preprocess_of(data), data, (column,), False, args.batch_size)
+    data = data_of_files(loaded, rest)
+    size = min(args.batch_size, len(names))
+    job = features.Job(cfg, config.preprocess_of(data), data, (column,), False, size)
     split = job.run(loaded.params, Files(names), progress("embed: images", len(names)))
     kept, made = [names[i] for i in split.label], split.columns[column]
     about = {"ref": args.ref, "image_size": cfg.image_size, "layer": column.layer, "pool": column.pooling}

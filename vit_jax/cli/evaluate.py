@@ -1,14 +1,15 @@
 """Accuracy, loss and calibration of a model on a data set, each example counted exactly once."""
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import FIGURES, make_parser, output_path, run_command, save_figure, tell
+from vit_jax.cli.common import FIGURES, make_parser, output_path, progress, run_command, save_figure, tell
 from vit_jax.data.source import labels_in, some
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
@@ -29,6 +30,7 @@ def main() -> None:
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
+    parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--table", action="store_true", help="print a line a class, the worst first")
     parser.add_argument(
         "--confusion", type=output_path(*FIGURES), help="draw the confusion matrix to this file"
@@ -40,15 +42,17 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size} must be at least 1")
+    if args.calibrate and args.image_size:
+        raise UserError("--calibrate is for the size of the model, as predict is: leave --image_size out")
 
     from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
 
-    found, names, data, loss = _run(args.ref, rest, args.batch_size, None, keep_logits=args.calibrate)
+    found, names, data, loss = _run(args.ref, rest, args, None, keep_logits=args.calibrate)
     facts = _facts(found, names)
     if args.compare:
         other, other_names = predictions.load(args.compare), names
         if other is None:
-            other, other_names, *_ = _run(args.compare, rest, args.batch_size, data, keep_logits=False)
+            other, other_names, *_ = _run(args.compare, rest, args, data, keep_logits=False)
         same = [
             np.array(known)[rows.label].tolist() for known, rows in ((names, found), (other_names, other))
         ]
@@ -66,14 +70,17 @@ def main() -> None:
     print(json.dumps(facts) if args.json else _text(facts, table=args.table))
 
 
-def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: bool) -> Any:
-    """(predictions, class names, data section, loss) of a reference on `data`, or on its own data."""
+def _run(ref: str, rest: list[str], args: argparse.Namespace, data: Any, *, keep_logits: bool) -> Any:
+    """(predictions, class names, data section, loss) of a reference on `data`, or on its own data.
+
+    Of `args` are the batch size and, for both models of a comparison, the image size.
+    """
     import vit_jax
     from vit_jax.analysis import predictions
     from vit_jax.data import sources
     from vit_jax.training.evaluate import walk
 
-    loaded = vit_jax.load(ref)
+    loaded = vit_jax.load(ref, image_size=args.image_size)
     loaded.need_head()
     model, cfg = loaded.model, loaded.spec.model
     if data is None:
@@ -85,12 +92,20 @@ def _run(ref: str, rest: list[str], batch_size: int, data: Any, *, keep_logits: 
     to = labels_in(loaded.spec.class_names, source.class_names, classes=cfg.classes)
     _tell_classes(source.class_names, loaded.spec.class_names, to)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
-    seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}
+    seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": args.batch_size}
     made = walk(forward, loaded.params, source, data, **seen)
-    logits = ((_renumbered(label_b, to), logits_bc) for label_b, logits_bc in made)
+    told = progress(f"evaluate {ref}: examples", source.size)
+    logits = ((_renumbered(label_b, to), logits_bc) for label_b, logits_bc in _counted(made, told))
     found = predictions.collect(logits, keep_logits=keep_logits, loss=loaded.spec.loss)
     names = loaded.spec.class_names or tuple(source.class_names)
     return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data, loaded.spec.loss
+
+
+def _counted(batches: Iterable[Any], told: Callable[[int], None]) -> Iterator[Any]:
+    done = 0
+    for label_b, logits_bc in batches:
+        yield label_b, logits_bc
+        told(done := done + len(label_b))
 
 
 def _renumbered(label_b: np.ndarray, to: np.ndarray) -> np.ndarray:

@@ -1,18 +1,20 @@
 """Class names and confidences of images, from a run or a weights file."""
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image
-
+from vit_jax import config, paths
 from vit_jax.cli.common import (
     FIGURES,
     IMAGES,
     PANEL_PX,
-    image_files,
+    data_of_files,
+    image_names,
     make_parser,
     output_path,
+    progress,
     run_command,
     save_sheet,
 )
@@ -26,10 +28,11 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.predict runs/b16 cat.jpg --coverage 0.9
 
 Where `evaluate --calibrate` left a calibration, confidences are calibrated, and --coverage gives the set of
-classes that holds the true one with at least that chance.
+classes that holds the true one with at least that chance. Images are seen as the model's evaluation sees
+them; --data.field=value says otherwise, and --data.on_error=skip goes on without what cannot be read.
 """
 MOST_PANELS = 64
-BATCH = 64  # images in memory at a time
+BATCH = 64  # images at once
 
 
 def main() -> None:
@@ -44,56 +47,68 @@ def main() -> None:
         type=output_path(*FIGURES),
         help=f"draw the first {MOST_PANELS} images with their labels here",
     )
+    parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--json", action="store_true", help="one JSON object an image")
-    args = parser.parse_args()
+    args, rest = parser.parse_known_args()
     if args.top < 1:
         raise UserError(f"--top={args.top} must be at least 1")
+    if args.image_size and args.coverage is not None:
+        raise UserError("--coverage is calibrated for the size of the model: leave --image_size out")
+    names = image_names(args.images)
 
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import calibration
-    from vit_jax.data.sources import read_image
 
-    fitted = calibration.load(args.ref)
+    fitted = None if args.image_size else calibration.load(args.ref)
     if args.coverage is not None and fitted is None:
         raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
-    batches = _batches(image_files(args.images))
-    batch = next(batches, [])
-    images = [read_image(path) for path in batch]  # a bad first image stops here, before the model is loaded
-    loaded = vit_jax.load(args.ref)
-    panels: list[tuple[Image.Image, str]] = []
-    while batch:
-        p_nc = loaded.probabilities(images, temperature=fitted.temperature if fitted else 1.0)
-        for i, path in enumerate(batch):
-            row = _row(loaded, path, p_nc[i], args.top)
-            if args.coverage is not None and fitted:
-                held = fitted.sets(p_nc[i : i + 1], args.coverage)[0].nonzero()[0]
-                row["set"] = [loaded.class_name(int(c)) for c in held]
-            print(json.dumps(row) if args.json else _text(row))
-            if args.out and len(panels) < MOST_PANELS:
-                best = row["predictions"][0]
-                images[i].thumbnail((2 * PANEL_PX, 2 * PANEL_PX))
-                panels.append((images[i], f"{best['class']} {best['confidence']:.1%}"))
-        batch = next(batches, [])
-        images = [read_image(path) for path in batch]
+    loaded = vit_jax.load(args.ref, image_size=args.image_size)
+    loaded.need_head()
+    told = progress("predict: images", len(names)) if not sys.stdout.isatty() else None
+    best: list[tuple[str, str]] = []
+    for done, (name, logits_c) in enumerate(_logits(loaded, names, rest), start=1):
+        logits_c = logits_c / fitted.temperature if fitted else logits_c
+        p_c = calibration.CONFIDENCE[loaded.spec.loss](logits_c[None])[0]
+        row = _row(loaded, name, p_c, args.top)
+        if args.coverage is not None and fitted:
+            held = fitted.sets(p_c[None], args.coverage)[0].nonzero()[0]
+            row["set"] = [loaded.class_name(int(c)) for c in held]
+        print(json.dumps(row) if args.json else _text(row))
+        likeliest = row["predictions"][0]
+        best.append((name, f"{likeliest['class']} {likeliest['confidence']:.1%}"))
+        if told and done % BATCH == 0:
+            told(done)
     if args.out:
-        images, titles = zip(*panels, strict=True)
-        save_sheet(images, titles, args.out, columns=4 if len(panels) <= 16 else 8)
+        _draw(best[:MOST_PANELS], args.out)
 
 
-def _batches(paths: Iterator[Path]) -> Iterator[list[Path]]:
-    batch: list[Path] = []
-    for path in paths:
-        batch.append(path)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _logits(loaded: Any, names: list[str], rest: list[str]) -> Iterator[tuple[str, Any]]:
+    """(name, float32 logits [c]) of each image; threads read ahead while the devices work."""
+    from vit_jax.data.sources import Files
+    from vit_jax.training.evaluate import walk
+
+    data = data_of_files(loaded, rest)
+    forward = lambda params, image_bhwc: loaded.model.apply({"params": params}, image_bhwc)
+    seen = {"preprocess": config.preprocess_of(data), "image_hw": loaded.spec.model.image_hw}
+    size = min(BATCH, len(names))
+    for at_b, logits_bc in walk(forward, loaded.params, Files(names), data, batch_size=size, **seen):
+        yield from ((names[i], logits_c) for i, logits_c in zip(at_b, logits_bc, strict=True))
 
 
-def _row(loaded: Any, path: Path, p_c: Any, top: int) -> dict[str, Any]:
+def _draw(best: list[tuple[str, str]], path: Path) -> None:
+    from vit_jax.data.sources import read_image
+
+    if not best:
+        raise UserError(f"--out {path}: no image could be read")
+    images = [read_image(paths.of(name)) for name, _ in best]
+    for image in images:
+        image.thumbnail((2 * PANEL_PX, 2 * PANEL_PX))
+    save_sheet(images, [title for _, title in best], path, columns=4 if len(best) <= 16 else 8)
+
+
+def _row(loaded: Any, name: str, p_c: Any, top: int) -> dict[str, Any]:
     rows = [{"class": p.name, "index": p.index, "confidence": p.confidence} for p in loaded.best(p_c, top)]
-    return {"path": str(path), "predictions": rows}
+    return {"path": name, "predictions": rows}
 
 
 def _text(row: dict[str, Any]) -> str:
