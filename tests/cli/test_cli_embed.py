@@ -10,7 +10,7 @@ from commands import call
 from PIL import Image
 
 import vit_jax
-from vit_jax.cli import embed, evaluate, export, predict
+from vit_jax.cli import attention, embed, evaluate, export, predict
 from vit_jax.data.sources import read_image
 from vit_jax.weights.save import write
 
@@ -143,6 +143,9 @@ def test_images_and_features_are_in_a_bucket(gs, monkeypatch, capsys, workdir, p
     wanted = vit_jax.load(workdir).features([read_image(name) for name in names_of(photos)])
     assert found["paths"][0] == "gs://bkt/embedded/0.png"
     np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=1e-5)
+    code, told, err = call(monkeypatch, capsys, predict, workdir, "gs://bkt/embedded", "--json")
+    assert code == 0, err
+    assert [json.loads(line)["path"] for line in told.splitlines()] == found["paths"].tolist()
 
 
 def test_a_file_without_a_head_is_embedded_and_refused_where_classes_are_wanted(
@@ -156,6 +159,9 @@ def test_a_file_without_a_head_is_embedded_and_refused_where_classes_are_wanted(
     code, _, err = call(monkeypatch, capsys, embed, tmp_path / "hf", photos, "--out", out)
     assert code == 0, err
     assert np.load(out)["features"].shape == (7, 128)
+    code, told, err = call(monkeypatch, capsys, attention, tmp_path / "hf", photos / "0.png", "--json")
+    assert code == 0, err
+    assert len(json.loads(told)["maps"]) == 1 + model.heads
     headless = f"error: {tmp_path}/hf has no head, so it names no class: fine-tune it (train "
     for command, arguments in (
         (predict, (photos / "0.png",)),

@@ -1,6 +1,7 @@
 """What is fixed before the first step is fixed without effects."""
 
 import builtins
+import dataclasses
 import gc
 import io
 import mmap
@@ -77,3 +78,6 @@ def test_a_teacher_of_other_classes_is_an_error():
     cfg = config.apply(tiny(), ["--config.loss.teacher=nowhere.npz"])
     with pytest.raises(UserError, match=r"loss.teacher=nowhere.npz has 7 classes, the run has 10"):
         set_up(cfg, meshes.make("cpu", 1), splits(cfg), teacher_of(7))
+    headless = teacher_of(7)._replace(model=dataclasses.replace(cfg.model, classes=0))
+    with pytest.raises(UserError, match=r"loss.teacher=nowhere.npz has no head, so it teaches no class"):
+        set_up(cfg, meshes.make("cpu", 1), splits(cfg), headless)

@@ -176,6 +176,8 @@ def _teacher(cfg: Config, spec: Spec, weights: Weights) -> Teacher:
         "classes": (weights.model.classes, spec.model.classes),
         "channels": (weights.preprocess.channels, spec.preprocess.channels),
     }
+    if not weights.model.classes:
+        raise UserError(f"loss.teacher={cfg.loss.teacher} has no head, so it teaches no class: give another")
     for name, (its, ours) in pairs.items():
         if its != ours:
             raise UserError(f"loss.teacher={cfg.loss.teacher} has {its} {name}, the run has {ours}")

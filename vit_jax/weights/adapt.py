@@ -30,9 +30,9 @@ class Wish:
     """How stored weights are wanted; without arguments, as they are. Raises UserError for what cannot be."""
 
     image_size: int | tuple[int, int] | None = None  # positions are resized for it
-    classes: int | None = None  # a head of another class count is replaced by zeros
+    classes: int | None = None  # a head of another class count is replaced by zeros, or made where none is
     posemb_method: str | None = None  # None: as the family of the file resizes positions
-    keep_pre_logits: bool = True  # False: a replaced head takes the hidden layer before it along
+    keep_pre_logits: bool = True  # False: with `classes`, a hidden layer goes, and the head behind it
     heads: int | None = None  # for torch files of a width that does not tell them
 
     def __post_init__(self) -> None:
@@ -50,7 +50,8 @@ class Wish:
 
 def to(weights: Weights, wish: Wish) -> Weights:
     """The weights as wanted. Raises UserError as `reset_head` and `resize` do."""
-    if wish.classes is not None and wish.classes != weights.model.classes:
+    dropped = bool(weights.model.pre_logits) and not wish.keep_pre_logits
+    if wish.classes is not None and (wish.classes != weights.model.classes or dropped):
         weights = reset_head(weights, wish.classes, keep_pre_logits=wish.keep_pre_logits)
     if wish.image_size is None:
         return weights
