@@ -4,14 +4,15 @@ The platform that a program is compiled for chooses the form. The rest of `model
 
     product(x, kernel)   x @ kernel
     gelu(x, tanh)        jax.nn.gelu(x, approximate=tanh) in float32
-    softmax(s)           jax.nn.softmax(s)
+    attend(q, k, v)      softmax(q kᵀ/√k) v
     summed_once(x)       x
 
 Forms with a derivative of their own cannot be differentiated forward (`jax.jvp`).
-Dims: i inputs, o outputs, n rows.
+Dims: i inputs, o outputs, r rows; b batch, n queries, m keys, h heads, k features a head.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,40 +20,49 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 
 @jax.custom_vjp
-def product(x_ni: jax.Array, kernel_io: jax.Array) -> jax.Array:
-    """x W. Its derivative chooses the form of xᵀ dy."""
-    return x_ni @ kernel_io
+def product(x: jax.Array, kernel_io: jax.Array) -> jax.Array:
+    """x W over the last axis of x [..., i]. Its derivative chooses the form of xᵀ dy."""
+    return _times(x, kernel_io)
 
 
-def _product_forward(x_ni: jax.Array, kernel_io: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x_ni @ kernel_io, (x_ni, kernel_io)
+def _product_forward(x: jax.Array, kernel_io: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _times(x, kernel_io), (x, kernel_io)
 
 
-def _product_backward(kept: tuple[jax.Array, jax.Array], dy_no: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_ni, kernel_io = kept
+def _product_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel_io = kept
     d_kernel_io = jax.lax.platform_dependent(
-        x_ni, dy_no, cpu=transposed_product_on_cpu, default=transposed_product
+        x, dy, cpu=transposed_product_on_cpu, default=transposed_product
     )
-    return dy_no @ kernel_io.T, d_kernel_io
+    return _times(dy, kernel_io.T), d_kernel_io
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def transposed_product(x_ni: jax.Array, dy_no: jax.Array) -> jax.Array:
-    """xᵀ dy, the plain form."""
-    return jax.lax.dot_general(x_ni, dy_no, (((0,), (0,)), ((), ())))
+def _times(x: jax.Array, kernel_io: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(x, kernel_io, (((x.ndim - 1,), (0,)), ((), ())))
 
 
-def transposed_product_on_cpu(x_ni: jax.Array, dy_no: jax.Array) -> jax.Array:
+def transposed_product(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """The sum of xᵀ dy over all rows of x [..., i] and dy [..., o], the plain form.
+
+    Rows are not merged: TPUs keep the last two axes in tiles, and would copy both arrays.
+    """
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
+
+
+def transposed_product_on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
     """xᵀ dy, with the smaller operand transposed beforehand: XLA's best CPU kernels take plain products only.
 
     The barriers keep the transpositions out of the product (benchmarks/LOG.md).
     """
     apart = jax.lax.optimization_barrier
-    if x_ni.shape[1] <= dy_no.shape[1]:
-        return apart(x_ni.T) @ dy_no
-    return apart(apart(dy_no.T) @ x_ni).T
+    x_ri, dy_ro = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    if x_ri.shape[1] <= dy_ro.shape[1]:
+        return apart(x_ri.T) @ dy_ro
+    return apart(apart(dy_ro.T) @ x_ri).T
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -78,21 +88,49 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 @jax.custom_vjp
-def softmax(s: jax.Array) -> jax.Array:
-    """Softmax over the last axis. Its derivative needs the result p alone: p (dp - sum p dp)."""
-    return jax.nn.softmax(s)
+def attend(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> jax.Array:
+    """softmax(q kᵀ/√k) v, [b, n, h, k], the softmax in float32. arXiv:1706.03762 eq. 1.
+
+    Its derivative needs the probabilities p alone, kept in the dtype of q: ds = p (dp - sum p dp).
+    """
+    return _attend_forward(q_bnhk, k_bmhk, v_bmhk)[0]
 
 
-def _softmax_forward(s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    p = jax.nn.softmax(s)
-    return p, p
+def probabilities(q_bnhk: jax.Array, k_bmhk: jax.Array) -> jax.Array:
+    """softmax(q kᵀ/√k) [b, h, n, m] in the dtype of q."""
+    s_bhnm = jnp.einsum("bnhk,bmhk->bhnm", q_bnhk, k_bmhk, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(s_bhnm * q_bnhk.shape[-1] ** -0.5).astype(q_bnhk.dtype)
 
 
-def _softmax_backward(p: jax.Array, dp: jax.Array) -> tuple[jax.Array]:
-    return (p * (dp - (p * dp).sum(axis=-1, keepdims=True)),)
+def attended(p_bhnm: jax.Array, v_bmhk: jax.Array) -> jax.Array:
+    """The values of `v` weighted by `p`, [b, n, h, k]."""
+    return jnp.einsum("bhnm,bmhk->bnhk", p_bhnm, v_bmhk)
 
 
-softmax.defvjp(_softmax_forward, _softmax_backward)
+def attended_backward(
+    q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array, p_bhnm: jax.Array, dy_bnhk: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The derivatives of `attend` by q, k and v, in their dtypes."""
+    dtype = q_bnhk.dtype
+    dv_bmhk = jnp.einsum("bhnm,bnhk->bmhk", p_bhnm, dy_bnhk)
+    dp_bhnm = jnp.einsum("bnhk,bmhk->bhnm", dy_bnhk, v_bmhk, preferred_element_type=jnp.float32)
+    p_bhnm = p_bhnm.astype(jnp.float32)
+    ds_bhnm = p_bhnm * (dp_bhnm - (p_bhnm * dp_bhnm).sum(axis=-1, keepdims=True))
+    ds_bhnm = (ds_bhnm * q_bnhk.shape[-1] ** -0.5).astype(dtype)
+    dq_bnhk = jnp.einsum("bhnm,bmhk->bnhk", ds_bhnm, k_bmhk)
+    return dq_bnhk, jnp.einsum("bhnm,bnhk->bmhk", ds_bhnm, q_bnhk), dv_bmhk
+
+
+def _attend_forward(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, Any]:
+    p_bhnm = probabilities(q_bnhk, k_bmhk)
+    return attended(p_bhnm, v_bmhk), (q_bnhk, k_bmhk, v_bmhk, p_bhnm)
+
+
+def _attend_backward(kept: Any, dy_bnhk: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return attended_backward(*kept, dy_bnhk)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 @jax.custom_vjp

@@ -69,23 +69,16 @@ class Attention(nn.Module):
         cfg, width = self.cfg, x_bnd.shape[-1]
         head_width = width // cfg.heads
         heads = lambda name, y_bnd: HeadsIn(cfg, head_width, name=name)(y_bnd)
-        norm = lambda name, y_bhnk: Norm(cfg, name=name)(y_bhnk) if cfg.qk_norm else y_bhnk
-        k_bhmk = norm("key_norm", heads("key", source_bmd))
-        v_bhmk = heads("value", source_bmd)
-        q_bhnk = norm("query_norm", heads("query", x_bnd))
-        s_bhnm = jnp.einsum("bhnk,bhmk->bhnm", q_bhnk, k_bhmk, preferred_element_type=jnp.float32)
-        p_bhnm = kernels.softmax(s_bhnm * head_width**-0.5).astype(cfg.dtype)
-        self.sow("attention", "p", p_bhnm)
-        y_bhnk = jnp.einsum("bhnm,bhmk->bhnk", p_bhnm, v_bhmk)
-        return HeadsOut(cfg, width, name="out")(y_bhnk)
+        norm = lambda name, y_bnhk: Norm(cfg, name=name)(y_bnhk) if cfg.qk_norm else y_bnhk
+        k_bmhk = norm("key_norm", heads("key", source_bmd))
+        v_bmhk = heads("value", source_bmd)
+        q_bnhk = norm("query_norm", heads("query", x_bnd))
+        self.sow("attention", "p", kernels.probabilities(q_bnhk, k_bmhk))
+        return HeadsOut(cfg, width, name="out")(kernels.attend(q_bnhk, k_bmhk, v_bmhk))
 
 
 class HeadsIn(nn.Module):
-    """x W + a, split into heads, [b, n, d] to [b, h, n, k]: nn.DenseGeneral's parameters and initial values.
-
-    One 2-D product and one transpose: on a CPU the batched products of attention are slow in any other order
-    (benchmarks/LOG.md).
-    """
+    """x W + a, split into heads, [b, n, d] to [b, n, h, k]: nn.DenseGeneral's parameters and initial values."""
 
     cfg: Model
     head_width: int
@@ -96,23 +89,22 @@ class HeadsIn(nn.Module):
         h, k = self.cfg.heads, self.head_width
         kernel_dhk = self.param("kernel", _xavier(1), (d, h, k), jnp.float32)
         bias_hk = self.param("bias", nn.initializers.zeros, (h, k), jnp.float32)
-        y = affine(self.cfg, x_bnd.reshape(b * n, d), kernel_dhk.reshape(d, h * k), bias_hk)
-        return y.reshape(b, n, h, k).transpose(0, 2, 1, 3)
+        return affine(self.cfg, x_bnd, kernel_dhk.reshape(d, h * k), bias_hk).reshape(b, n, h, k)
 
 
 class HeadsOut(nn.Module):
-    """The heads joined, times W, plus a, [b, h, n, k] to [b, n, d]; otherwise as HeadsIn."""
+    """The heads joined, times W, plus a, [b, n, h, k] to [b, n, d]; otherwise as HeadsIn."""
 
     cfg: Model
     width: int
 
     @nn.compact
-    def __call__(self, y_bhnk: jax.Array) -> jax.Array:
-        b, h, n, k = y_bhnk.shape
+    def __call__(self, y_bnhk: jax.Array) -> jax.Array:
+        b, n, h, k = y_bnhk.shape
         kernel_hkd = self.param("kernel", _xavier(2), (h, k, self.width), jnp.float32)
         bias_d = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
-        y = y_bhnk.transpose(0, 2, 1, 3).reshape(b * n, h * k)
-        return affine(self.cfg, y, kernel_hkd.reshape(h * k, self.width), bias_d).reshape(b, n, self.width)
+        kernel_od = kernel_hkd.reshape(h * k, self.width)
+        return affine(self.cfg, y_bnhk.reshape(b, n, h * k), kernel_od, bias_d)
 
 
 class Dense(nn.Module):
@@ -126,7 +118,7 @@ class Dense(nn.Module):
         d = x.shape[-1]
         kernel = self.param("kernel", MLP_KERNEL[self.cfg.family], (d, self.features), jnp.float32)
         bias = self.param("bias", MLP_BIAS, (self.features,), jnp.float32)
-        return affine(self.cfg, x.reshape(-1, d), kernel, bias).reshape(*x.shape[:-1], self.features)
+        return affine(self.cfg, x, kernel, bias)
 
 
 class LayerScale(nn.Module):
@@ -203,10 +195,9 @@ class MapPool(nn.Module):
 
 
 def affine(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x W + a of 2-D arrays in `cfg.dtype`; `bias` may have any shape."""
-    return kernels.product(x.astype(cfg.dtype), kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype).reshape(
-        1, -1
-    )
+    """x W + a over the last axis in `cfg.dtype`; `bias` may have any shape."""
+    y = kernels.product(x.astype(cfg.dtype), kernel.astype(cfg.dtype))
+    return y + bias.astype(cfg.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 def _xavier(inputs: int) -> nn.initializers.Initializer:
