@@ -31,9 +31,7 @@ def _product_forward(x: jax.Array, kernel_io: jax.Array) -> tuple[jax.Array, tup
 
 def _product_backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel_io = kept
-    d_kernel_io = jax.lax.platform_dependent(
-        x, dy, cpu=transposed_product_on_cpu, default=transposed_product
-    )
+    d_kernel_io = jax.lax.platform_dependent(x, dy, cpu=transposed_product_on_cpu, default=transposed_product)
     return _times(dy, kernel_io.T), d_kernel_io
 
 
@@ -127,7 +125,8 @@ def _attend_forward(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> 
 
 
 def _attend_backward(kept: Any, dy_bnhk: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return attended_backward(*kept, dy_bnhk)
+    q_bnhk, k_bmhk, v_bmhk, p_bhnm = kept
+    return attended_backward(q_bnhk, k_bmhk, v_bmhk, p_bhnm, dy_bnhk)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
