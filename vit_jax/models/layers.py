@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class HeadsIn(nn.Module):
-    """x W + a, split into heads, [b, n, d] to [b, n, h, k]: nn.DenseGeneral's parameters and initial values."""
+    """x W + a in heads, [b, n, d] to [b, n, h, k]: nn.DenseGeneral's parameters and initial values."""
 
     cfg: Model
     head_width: int
