@@ -46,9 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = sorted(
-        {path.stem for path in (ROOT / "configs").glob("*.py")} - {"from_init"}
-    )  # it wants weights
+    names = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    every = sorted(names - {"from_init"})  # that one wants weights
     parser.add_argument("names", nargs="*", metavar="CONFIG", help="as vit_b16 (default: all of configs/)")
     parser.add_argument("--target", default="v5e-16", help="as of train.py (default: v5e-16)")
     args = parser.parse_args()

@@ -43,17 +43,27 @@ def test_the_product_and_both_its_derivatives_equal_the_plain_ones(outputs):
         np.testing.assert_allclose(a, b, rtol=0, atol=4 * ATOL)  # up to twelve products of order one
 
 
-def test_attention_and_its_derivatives_equal_the_plain_ones():
-    q, k, v, dy = (jnp.asarray(NORMAL.reshape(4, 5, 7)[i].reshape(1, 5, 1, 7)) for i in range(4))
+def test_attention_and_its_derivatives_equal_the_plain_ones_in_both_orders():
+    # Three queries, five keys, two heads.
+    rng = np.random.default_rng(3)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))
+    q, k, v = normal(2, 3, 2, 7), normal(2, 5, 2, 7), normal(2, 5, 2, 7)
+    dy_dp = (normal(2, 3, 2, 7), normal(2, 2, 3, 5))
 
     def plain(q, k, v):
-        s = jnp.einsum("bnhk,bmhk->bhnm", q, k) / jnp.sqrt(7.0)
-        return jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(s), v)
+        p = jax.nn.softmax(jnp.einsum("bnhk,bmhk->bhnm", q, k) / jnp.sqrt(7.0))
+        return jnp.einsum("bhnm,bmhk->bnhk", p, v), p
 
-    (y, back), (wanted, wanted_back) = jax.vjp(kernels.attend, q, k, v), jax.vjp(plain, q, k, v)
-    np.testing.assert_allclose(y, wanted, rtol=0, atol=ATOL)
-    for a, b in zip(back(dy), wanted_back(dy), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=4 * ATOL)  # sums of sums of products of order one
+    ours, back = jax.vjp(kernels.attend, q, k, v)
+    wanted, wanted_back = jax.vjp(plain, q, k, v)
+    kept = (q, k, v, ours[1], *dy_dp)
+    forms = (kernels.attended_backward, kernels.attended_backward_on_cpu)
+    for made in (ours, kernels.attended(q, k, v), kernels.attended_on_cpu(q, k, v)):
+        for a, b in zip(made, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=ATOL)
+    for made in (back(dy_dp), *(form(*kept) for form in forms)):
+        for a, b in zip(made, wanted_back(dy_dp), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=4 * ATOL)  # sums of sums of products of order one
 
 
 @pytest.mark.parametrize("outputs", [3, 12])

@@ -4,7 +4,7 @@ The platform that a program is compiled for chooses the form. The rest of `model
 
     product(x, kernel)   x @ kernel
     gelu(x, tanh)        jax.nn.gelu(x, approximate=tanh) in float32
-    attend(q, k, v)      softmax(q kᵀ/√k) v
+    attend(q, k, v)      p v and p = softmax(q kᵀ/√k)
     summed_once(x)       x
 
 Forms with a derivative of their own cannot be differentiated forward (`jax.jvp`).
@@ -86,50 +86,81 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 @jax.custom_vjp
-def attend(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> jax.Array:
-    """softmax(q kᵀ/√k) v, [b, n, h, k], the softmax in float32. arXiv:1706.03762 eq. 1.
+def attend(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """p v [b, n, h, k] and p = softmax(q kᵀ/√k) [b, h, n, m], computed in float32. arXiv:1706.03762 eq. 1.
 
-    Its derivative needs the probabilities p alone, kept in the dtype of q: ds = p (dp - sum p dp).
+    The derivative of the softmax needs p alone, kept in the dtype of q: ds = p (dp - sum p dp).
     """
-    return _attend_forward(q_bnhk, k_bmhk, v_bmhk)[0]
+    return jax.lax.platform_dependent(q_bnhk, k_bmhk, v_bmhk, cpu=attended_on_cpu, default=attended)
 
 
-def probabilities(q_bnhk: jax.Array, k_bmhk: jax.Array) -> jax.Array:
-    """softmax(q kᵀ/√k) [b, h, n, m] in the dtype of q."""
-    s_bhnm = jnp.einsum("bnhk,bmhk->bhnm", q_bnhk, k_bmhk, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(s_bhnm * q_bnhk.shape[-1] ** -0.5).astype(q_bnhk.dtype)
+def _attend_forward(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[Any, Any]:
+    y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
+    return (y_bnhk, p_bhnm), (q_bnhk, k_bmhk, v_bmhk, p_bhnm)
 
 
-def attended(p_bhnm: jax.Array, v_bmhk: jax.Array) -> jax.Array:
-    """The values of `v` weighted by `p`, [b, n, h, k]."""
-    return jnp.einsum("bhnm,bmhk->bnhk", p_bhnm, v_bmhk)
-
-
-def attended_backward(
-    q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array, p_bhnm: jax.Array, dy_bnhk: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The derivatives of `attend` by q, k and v, in their dtypes."""
-    dtype = q_bnhk.dtype
-    dv_bmhk = jnp.einsum("bhnm,bnhk->bmhk", p_bhnm, dy_bnhk)
-    dp_bhnm = jnp.einsum("bnhk,bmhk->bhnm", dy_bnhk, v_bmhk, preferred_element_type=jnp.float32)
-    p_bhnm = p_bhnm.astype(jnp.float32)
-    ds_bhnm = p_bhnm * (dp_bhnm - (p_bhnm * dp_bhnm).sum(axis=-1, keepdims=True))
-    ds_bhnm = (ds_bhnm * q_bnhk.shape[-1] ** -0.5).astype(dtype)
-    dq_bnhk = jnp.einsum("bhnm,bmhk->bnhk", ds_bhnm, k_bmhk)
-    return dq_bnhk, jnp.einsum("bhnm,bnhk->bmhk", ds_bhnm, q_bnhk), dv_bmhk
-
-
-def _attend_forward(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, Any]:
-    p_bhnm = probabilities(q_bnhk, k_bmhk)
-    return attended(p_bhnm, v_bmhk), (q_bnhk, k_bmhk, v_bmhk, p_bhnm)
-
-
-def _attend_backward(kept: Any, dy_bnhk: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q_bnhk, k_bmhk, v_bmhk, p_bhnm = kept
-    return attended_backward(q_bnhk, k_bmhk, v_bmhk, p_bhnm, dy_bnhk)
+def _attend_backward(kept: Any, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    return jax.lax.platform_dependent(*kept, *given, cpu=attended_backward_on_cpu, default=attended_backward)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attended(q: jax.Array, k: jax.Array, v: jax.Array, order: str = "nh") -> tuple[jax.Array, jax.Array]:
+    """`attend`, the plain form. `order` is that of tokens and heads in all arrays but p."""
+    of_q, of_k = _axes(order)
+    s_bhnm = jnp.einsum(f"{of_q},{of_k}->bhnm", q, k, preferred_element_type=jnp.float32)
+    p_bhnm = jax.nn.softmax(s_bhnm * q.shape[-1] ** -0.5).astype(q.dtype)
+    return jnp.einsum(f"bhnm,{of_k}->{of_q}", p_bhnm, v), p_bhnm
+
+
+def attended_on_cpu(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`attend`, heads before tokens: a CPU multiplies batches slowly in another order (benchmarks/LOG.md)."""
+    y_bhnk, p_bhnm = attended(*map(_swapped, (q_bnhk, k_bmhk, v_bmhk)), order="hn")
+    return _swapped(y_bhnk), p_bhnm
+
+
+def attended_backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    p_bhnm: jax.Array,
+    dy: jax.Array,
+    dp_bhnm: jax.Array,
+    order: str = "nh",
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The derivatives by q, k and v from those by both results of `attend`, the plain form."""
+    of_q, of_k = _axes(order)
+    dv = jnp.einsum(f"bhnm,{of_q}->{of_k}", p_bhnm, dy)
+    p_bhnm, dp_bhnm = p_bhnm.astype(jnp.float32), dp_bhnm.astype(jnp.float32)
+    dp_bhnm += jnp.einsum(f"{of_q},{of_k}->bhnm", dy, v, preferred_element_type=jnp.float32)
+    ds_bhnm = p_bhnm * (dp_bhnm - (p_bhnm * dp_bhnm).sum(axis=-1, keepdims=True))
+    ds_bhnm = (ds_bhnm * q.shape[-1] ** -0.5).astype(q.dtype)
+    dq = jnp.einsum(f"bhnm,{of_k}->{of_q}", ds_bhnm, k)
+    return dq, jnp.einsum(f"bhnm,{of_q}->{of_k}", ds_bhnm, q), dv
+
+
+def attended_backward_on_cpu(
+    q_bnhk: jax.Array,
+    k_bmhk: jax.Array,
+    v_bmhk: jax.Array,
+    p_bhnm: jax.Array,
+    dy_bnhk: jax.Array,
+    dp_bhnm: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """`attended_backward`, heads before tokens."""
+    q, k, v, dy = map(_swapped, (q_bnhk, k_bmhk, v_bmhk, dy_bnhk))
+    return tuple(map(_swapped, attended_backward(q, k, v, p_bhnm, dy, dp_bhnm, order="hn")))
+
+
+def _axes(order: str) -> tuple[str, str]:
+    """The axes of queries and of keys, for einsum."""
+    return f"b{order}k", f"b{order.replace('n', 'm')}k"
+
+
+def _swapped(x: jax.Array) -> jax.Array:
+    """Heads and tokens exchanged."""
+    return x.transpose(0, 2, 1, 3)
 
 
 @jax.custom_vjp

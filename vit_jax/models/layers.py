@@ -73,8 +73,9 @@ class Attention(nn.Module):
         k_bmhk = norm("key_norm", heads("key", source_bmd))
         v_bmhk = heads("value", source_bmd)
         q_bnhk = norm("query_norm", heads("query", x_bnd))
-        self.sow("attention", "p", kernels.probabilities(q_bnhk, k_bmhk))
-        return HeadsOut(cfg, width, name="out")(kernels.attend(q_bnhk, k_bmhk, v_bmhk))
+        y_bnhk, p_bhnm = kernels.attend(q_bnhk, k_bmhk, v_bmhk)
+        self.sow("attention", "p", p_bhnm)
+        return HeadsOut(cfg, width, name="out")(y_bnhk)
 
 
 class HeadsIn(nn.Module):

@@ -128,8 +128,8 @@ class Patch(nn.Module):
         kernel_ppcd = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, d), jnp.float32)
         bias_d = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
         x_bhpwpc = x_bhwc[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
-        x = x_bhpwpc.swapaxes(2, 3).reshape(b * h * w, p * p * c)
-        return affine(self.cfg, x, kernel_ppcd.reshape(p * p * c, d), bias_d).reshape(b, h, w, d)
+        x_bhwi = x_bhpwpc.swapaxes(2, 3).reshape(b, h, w, p * p * c)
+        return affine(self.cfg, x_bhwi, kernel_ppcd.reshape(p * p * c, d), bias_d)
 
 
 class Pool(nn.Module):
