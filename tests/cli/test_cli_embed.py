@@ -15,6 +15,8 @@ from vit_jax.data.sources import read_image
 from vit_jax.weights.save import write
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
+# The same float32 operations in batches of another size, features of order one.
+ATOL = 1e-5
 
 
 @pytest.fixture
@@ -48,8 +50,7 @@ def test_rows_are_those_of_python_in_the_order_given(
     assert found["paths"].tolist() == names
     assert json.loads(str(found["about"])) == about
     wanted = vit_jax.load(workdir).features([read_image(name) for name in names])
-    # The same float32 operations in batches of another size.
-    np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=ATOL)
     if batch_size == 3:
         assert "embed: images: 3 of 8" in err
 
@@ -101,7 +102,8 @@ def test_names_come_on_stdin_and_other_sizes_and_preprocessing_are_taken(
         assert code == 0, err
         found.append(np.load(tmp_path / "x.npz")["features"])
     assert [x.shape for x in found] == [(2, 16)] * 3
-    assert not any(np.allclose(found[0], x, atol=1e-3) for x in found[1:])
+    # Another size or mean moves features by far more than rounding does.
+    assert not any(np.allclose(found[0], x, atol=100 * ATOL) for x in found[1:])
 
 
 def test_mistakes_are_one_line(monkeypatch, capsys, workdir, photos, tmp_path):
@@ -142,10 +144,10 @@ def test_images_and_features_are_in_a_bucket(gs, monkeypatch, capsys, workdir, p
     found = np.load(io.BytesIO(paths.read("gs://bkt/features.npz")))
     wanted = vit_jax.load(workdir).features([read_image(name) for name in names_of(photos)])
     assert found["paths"][0] == "gs://bkt/embedded/0.png"
-    np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=1e-5)
-    code, told, err = call(monkeypatch, capsys, predict, workdir, "gs://bkt/embedded", "--json")
+    np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=ATOL)
+    code, out, err = call(monkeypatch, capsys, predict, workdir, "gs://bkt/embedded", "--json")
     assert code == 0, err
-    assert [json.loads(line)["path"] for line in told.splitlines()] == found["paths"].tolist()
+    assert [json.loads(line)["path"] for line in out.splitlines()] == found["paths"].tolist()
 
 
 def test_a_file_without_a_head_is_embedded_and_refused_where_classes_are_wanted(

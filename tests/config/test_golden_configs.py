@@ -21,11 +21,8 @@ from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, tables
 
 TEXTS = GOLDEN / "configs"
-DATA = {
-    "imagenet2012": (1_281_167, 1000),
-    "digits": (1_438, 10),
-    "folder": (2_000, 10),
-}  # training examples, classes
+# Training examples, classes.
+DATA = {"imagenet2012": (1_281_167, 1000), "digits": (1_438, 10), "folder": (2_000, 10)}
 RENEW = "if intended, renew it: pytest -n 0 tests/config/test_golden_configs.py --golden-update"
 MOST_LINES = 90  # of a text, so that a person reviews it
 

@@ -64,16 +64,20 @@ def pick(cfg: Model, *, layer: int, pool: str) -> Column:
     depth = cfg.depth
     if not -depth <= layer < depth:
         raise _wrong(f"layer={layer} is not between -{depth} and {depth - 1}, the blocks of the model")
-    if pool not in get_args(Pooling):
-        raise _wrong(f"pool={pool} is not one of {', '.join(get_args(Pooling))}")
-    if pool == "token" and not cfg.class_token:
-        raise _wrong("pool=token: the model has no class token: use gap or model")
+    _want(cfg, pool, get_args(Pooling), field="pool")
     return Column(layer % depth, _own(cfg) if pool == "model" else pool)
 
 
 def _own(cfg: Model) -> str:
     plain = cfg.pooling in ("token", "gap") and not cfg.pre_logits
     return cfg.pooling if plain else "model"
+
+
+def _want(cfg: Model, pooling: str, known: tuple[str, ...], *, field: str) -> None:
+    if pooling not in known:
+        raise _wrong(f"{field}={pooling} is not one of {', '.join(known)}")
+    if pooling == "token" and not cfg.class_token:
+        raise _wrong(f"{field}=token: the model has no class token: use gap or model")
 
 
 def _wrong(message: str) -> UserError:
@@ -89,10 +93,7 @@ def choose(cfg: Model, *, layers: int, poolings: Iterable[str]) -> tuple[Column,
         raise UserError(f"--layers={layers} is not between 1 and the {cfg.depth} blocks of the model")
     found: list[Column] = []
     for pooling in poolings:
-        if pooling not in POOLINGS:
-            raise UserError(f"--pooling={pooling} is not one of {', '.join(POOLINGS)}")
-        if pooling == "token" and not cfg.class_token:
-            raise UserError("--pooling=token: the model has no class token: use gap or model")
+        _want(cfg, pooling, POOLINGS, field="pooling")
         if pooling == "model":
             found.append(seen_by_head(cfg))
         else:
@@ -177,11 +178,10 @@ class Job:
         """
         forward = lambda params, image_bhwc: extract(self.cfg, params, image_bhwc, self.columns)
         seen = {"preprocess": self.preprocess, "image_hw": self.cfg.image_hw, "batch_size": self.batch_size}
-        labels, rows, done = [], [], 0
-        for label_b, made in walk(forward, params, source, self.data, **seen):
+        labels, rows = [], []
+        for label_b, made in walk(forward, params, source, self.data, told=told, **seen):
             labels.append(label_b)
             rows.append(made)
-            told(done := done + len(label_b))
         label_n = np.concatenate(labels)
         if not len(label_n):
             raise UserError(f"{self.data.name}: no example can be read")

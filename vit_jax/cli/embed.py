@@ -71,10 +71,10 @@ def main() -> None:
 
 def write(path: Path, names: list[str], features: np.ndarray, about: dict[str, Any]) -> None:
     """A row an image, whole or not at all. Raises UserError if it cannot be written."""
-    told = json.dumps(about)
+    about_json = json.dumps(about)
     with paths.replacing(path) as file:
         if path.suffix.lower() == ".npz":
-            np.savez(file, paths=np.array(names), features=features, about=np.array(told))
+            np.savez(file, paths=np.array(names), features=features, about=np.array(about_json))
             return
         import pyarrow as pa  # comes with tensorflow-datasets, and is only needed here
         import pyarrow.parquet as pq
@@ -82,7 +82,7 @@ def write(path: Path, names: list[str], features: np.ndarray, about: dict[str, A
         column = pa.array(features.reshape(-1))
         for size in reversed(features.shape[1:]):
             column = pa.FixedSizeListArray.from_arrays(column, size)
-        table = pa.table({"paths": names, "features": column}).replace_schema_metadata({"about": told})
+        table = pa.table({"paths": names, "features": column}).replace_schema_metadata({"about": about_json})
         pq.write_table(table, file)
 
 

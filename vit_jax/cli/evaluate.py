@@ -3,13 +3,22 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax import config
-from vit_jax.cli.common import FIGURES, make_parser, output_path, progress, run_command, save_figure, tell
+from vit_jax.cli.common import (
+    FIGURES,
+    data_for,
+    make_parser,
+    output_path,
+    progress,
+    run_command,
+    save_figure,
+    tell,
+)
 from vit_jax.data.source import labels_in, some
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
@@ -84,7 +93,7 @@ def _run(ref: str, rest: list[str], args: argparse.Namespace, data: Any, *, keep
     loaded.need_head()
     model, cfg = loaded.model, loaded.spec.model
     if data is None:
-        data = config.override_data(loaded.data, rest)
+        data = data_for(loaded, rest)
         preprocess, source = config.preprocess_of(data), sources.open_split(data, train=False)
         tell(source)
     else:  # the same examples, seen as this model wants to see them
@@ -93,19 +102,12 @@ def _run(ref: str, rest: list[str], args: argparse.Namespace, data: Any, *, keep
     _tell_classes(source.class_names, loaded.spec.class_names, to)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": args.batch_size}
-    made = walk(forward, loaded.params, source, data, **seen)
     told = progress(f"evaluate {ref}: examples", source.size)
-    logits = ((_renumbered(label_b, to), logits_bc) for label_b, logits_bc in _counted(made, told))
+    made = walk(forward, loaded.params, source, data, told=told, **seen)
+    logits = ((_renumbered(label_b, to), logits_bc) for label_b, logits_bc in made)
     found = predictions.collect(logits, keep_logits=keep_logits, loss=loaded.spec.loss)
     names = loaded.spec.class_names or tuple(source.class_names)
     return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data, loaded.spec.loss
-
-
-def _counted(batches: Iterable[Any], told: Callable[[int], None]) -> Iterator[Any]:
-    done = 0
-    for label_b, logits_bc in batches:
-        yield label_b, logits_bc
-        told(done := done + len(label_b))
 
 
 def _renumbered(label_b: np.ndarray, to: np.ndarray) -> np.ndarray:

@@ -64,9 +64,8 @@ def main() -> None:
         raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
     loaded.need_head()
-    told = progress("predict: images", len(names)) if not sys.stdout.isatty() else None
     best: list[tuple[str, str]] = []
-    for done, (name, logits_c) in enumerate(_logits(loaded, names, rest), start=1):
+    for name, logits_c in _logits(loaded, names, rest):
         logits_c = logits_c / fitted.temperature if fitted else logits_c
         p_c = calibration.CONFIDENCE[loaded.spec.loss](logits_c[None])[0]
         row = _row(loaded, name, p_c, args.top)
@@ -76,8 +75,6 @@ def main() -> None:
         print(json.dumps(row) if args.json else _text(row))
         likeliest = row["predictions"][0]
         best.append((name, f"{likeliest['class']} {likeliest['confidence']:.1%}"))
-        if told and done % BATCH == 0:
-            told(done)
     if args.out:
         _draw(best[:MOST_PANELS], args.out)
 
@@ -89,9 +86,14 @@ def _logits(loaded: Any, names: list[str], rest: list[str]) -> Iterator[tuple[st
 
     data = data_of_files(loaded, rest)
     forward = lambda params, image_bhwc: loaded.model.apply({"params": params}, image_bhwc)
-    seen = {"preprocess": config.preprocess_of(data), "image_hw": loaded.spec.model.image_hw}
-    size = min(BATCH, len(names))
-    for at_b, logits_bc in walk(forward, loaded.params, Files(names), data, batch_size=size, **seen):
+    how: dict[str, Any] = {
+        "preprocess": config.preprocess_of(data),
+        "image_hw": loaded.spec.model.image_hw,
+        "batch_size": min(BATCH, len(names)),
+    }
+    if not sys.stdout.isatty():  # rows on a terminal are progress enough
+        how["told"] = progress("predict: images", len(names))
+    for at_b, logits_bc in walk(forward, loaded.params, Files(names), data, **how):
         yield from ((names[i], logits_c) for i, logits_c in zip(at_b, logits_bc, strict=True))
 
 

@@ -72,12 +72,15 @@ def walk(
     preprocess: Preprocess,
     image_hw: tuple[int, int],
     batch_size: int,
+    told: Callable[[int], None] = lambda done: None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """(int32 labels [b], `forward(params, image_bhwc)` as numpy) of each batch, on all of our devices.
 
     `forward` is compiled, gives arrays with a row an example, and sees normalised images. Each example comes
-    once, in the order of the split, but for those that cannot be read.
+    once, in the order of the split, but for those that cannot be read. `told` is called after each batch with
+    the number of examples done.
     """
+    done = 0
     mesh = meshes.make("any", 1)
     size = _filling(batch_size, mesh)
     params = jax.device_put(params, meshes.shardings(params, mesh))
@@ -88,6 +91,7 @@ def walk(
             made = program(params, jax.device_put(batch.image, meshes.batch_sharding(mesh)))
         real = batch.weight > 0
         yield batch.label[real], jax.tree.map(lambda x, real=real: np.asarray(x)[real], made)
+        told(done := done + int(real.sum()))
 
 
 def _filling(batch_size: int, mesh: Mesh) -> int:
