@@ -1,6 +1,6 @@
-"""Linen ViTs as others write them: Flax's stock attention, or a checkout of the official code. For step.py.
+"""Linen ViTs as others write them: Flax's stock layers, the official code and big_vision.
 
-Both get the plain step of the official trainer: softmax cross-entropy, optax, gradients clipped, all donated.
+All get the plain step of the official trainer: softmax cross-entropy, optax, gradients clipped, all donated.
 """
 
 import functools
@@ -45,57 +45,99 @@ class Stock(nn.Module):
 
 def program(work: Work, *, checkout: str | None = None) -> Program:
     """The stock encoder, or with `checkout` the official model of that folder."""
-    if checkout is None:
-        model, options = Stock(work.cfg), {}
-    else:
-        model, options = _official(work.cfg, Path(checkout)), {"train": False}
-    apply = lambda params, image: model.apply(
-        {"params": params}, image.astype(jnp.float32) / 127.5 - 1, **options
-    )
+    model, apply = forward(work.cfg, "flax" if checkout is None else "official", checkout)
     image, label = map(jnp.asarray, work.examples())
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        params = jax.jit(model.init, static_argnames=tuple(options))(
-            jax.random.key(0), image.astype(jnp.float32), **options
-        )["params"]
+        params = jax.jit(model)(jax.random.key(0), image)
         if work.mode == INFERENCE:
             return compiled(jax.jit(apply), (params, image), carries=False)
-        return _training(apply, params, image, label, work.mode)
+        init, update = training(apply, work.mode)
+        step = jax.jit(lambda state: update(state, image, label), donate_argnums=0)
+        return compiled(step, (init(params),), carries=True)
 
 
-def _training(apply: Any, params: Any, image: jax.Array, label: jax.Array, mode: str) -> Program:
+def forward(cfg: Model, peer: str, checkout: str | None = None) -> tuple[Any, Any]:
+    """A peer's `init(key, image)` and `apply(params, image)`, of uint8 [b, h, w, 3], logits [b, c]."""
+    kinds = {"flax": _stock, "official": _official, "big_vision": _big_vision}
+    model, options = kinds[peer](cfg, Path(checkout or ""))
+    seen = lambda image: image.astype(jnp.float32) / 127.5 - 1
+    init = lambda key, image: model.init(key, seen(image), **options)["params"]
+
+    def apply(params: Any, image: jax.Array) -> jax.Array:
+        logits = model.apply({"params": params}, seen(image), **options)
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    return init, apply
+
+
+def training(apply: Any, mode: str) -> tuple[Any, Any]:
+    """The functions that make the first state of parameters, and the next of a state, images and labels."""
     kinds = {"sgd": lambda: optax.sgd(0.03, momentum=0.9), "adamw": lambda: optax.adamw(1e-3)}
     if mode not in kinds:
         raise SystemExit(f"--modes {mode}: peers know {INFERENCE}, {', '.join(kinds)}")
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), kinds[mode]())
 
-    def loss(params: Any) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(apply(params, image), label).mean()
-
-    def update(state: Any) -> Any:
+    def update(state: Any, image: jax.Array, label: jax.Array) -> Any:
         params, opt_state = state
+        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(apply(p, image), label).mean()
         updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    return compiled(jax.jit(update, donate_argnums=0), ((params, optimizer.init(params)),), carries=True)
+    return lambda params: (params, optimizer.init(params)), update
 
 
-def _official(cfg: Model, checkout: Path) -> nn.Module:
+def _stock(cfg: Model, _: Path) -> tuple[nn.Module, dict[str, Any]]:
+    return Stock(cfg), {}
+
+
+def _official(cfg: Model, checkout: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The official VisionTransformer. Its package is named as ours is, so its files are loaded one by one."""
-    modules = {}
+    folder = checkout / "vit_jax"
+    if not (folder / "models_vit.py").is_file():
+        raise SystemExit(f"official={checkout} is no checkout of google-research/vision_transformer")
     for name in ("models_resnet", "models_vit"):
-        spec = importlib.util.spec_from_file_location(f"vit_jax.{name}", checkout / "vit_jax" / f"{name}.py")
-        if spec is None or spec.loader is None or not Path(str(spec.origin)).is_file():
-            raise SystemExit(f"official={checkout} is no checkout of google-research/vision_transformer")
-        modules[name] = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        setattr(sys.modules["vit_jax"], name, modules[name])
-        spec.loader.exec_module(modules[name])
-    vit = modules["models_vit"]
+        module = _module(f"vit_jax.{name}", folder / f"{name}.py")
+        setattr(sys.modules["vit_jax"], name, module)
+    vit = sys.modules["vit_jax.models_vit"]
     if cfg.dtype != "float32":  # a field of its blocks that its encoder never sets
         vit.Encoder1DBlock = functools.partial(vit.Encoder1DBlock, dtype=jnp.dtype(cfg.dtype))
     transformer = {"mlp_dim": cfg.mlp_width, "num_heads": cfg.heads, "num_layers": cfg.depth}
-    return vit.VisionTransformer(
+    model = vit.VisionTransformer(
         num_classes=cfg.classes,
         patches=types.SimpleNamespace(size=(cfg.patch_size, cfg.patch_size)),
         transformer=transformer | {"attention_dropout_rate": 0.0, "dropout_rate": 0.0},
         hidden_size=cfg.width,
     )
+    return model, {"train": False}
+
+
+def _big_vision(cfg: Model, checkout: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """big_vision's ViT, as its own file has it; what only reads its checkpoints is left out."""
+    path = checkout / "big_vision" / "models" / "vit.py"
+    if not path.is_file():
+        raise SystemExit(f"big_vision={checkout} is no checkout of google-research/big_vision")
+    for name in ("big_vision", "big_vision.utils", "big_vision.models", "big_vision.models.common"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["big_vision"].utils = sys.modules["big_vision.utils"]  # pyright: ignore
+    sys.modules["big_vision.models"].common = sys.modules["big_vision.models.common"]  # pyright: ignore
+    vit = _module("big_vision.models.vit", path)
+    model = vit.Model(
+        cfg.classes,
+        patch_size=(cfg.patch_size, cfg.patch_size),
+        width=cfg.width,
+        depth=cfg.depth,
+        mlp_dim=cfg.mlp_width,
+        num_heads=cfg.heads,
+        pool_type="tok",
+        dtype_mm=cfg.dtype,
+    )
+    return model, {}
+
+
+def _module(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

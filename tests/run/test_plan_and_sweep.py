@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import pytest
@@ -58,7 +59,7 @@ def test_a_plan_foretells_the_run(digits):
     assert json.loads(json.dumps(told._asdict()))["steps"] == 60
 
 
-NOTHING = program.Cost(0, [])
+NOTHING = program.Cost(0, [], Counter())
 
 
 def test_remedies_are_tried_up_to_the_first_that_fits(digits, monkeypatch):
@@ -77,7 +78,9 @@ def test_a_remedy_splits_over_the_chips_of_a_slice_and_has_its_estimate(digits, 
     needs = iter((*[2**40] * 4, 2**20))  # in eight parts the batch is too small
     monkeypatch.setattr(plan, "mesh_of", lambda cfg, target: asked.append(cfg.fsdp) or mesh)
     monkeypatch.setattr(plan, "measure", lambda setup: measured(next(needs)))
-    measured = lambda size: plan.Measured(size, {}, program.Cost(3_000_000, []), 1.0, refused=size > 2**30)
+    measured = lambda size: plan.Measured(
+        size, {}, program.Cost(3_000_000, [], Counter()), 1.0, refused=size > 2**30
+    )
     last = plan.make(config.apply(tiny(), ["--config.model.width=64"]), digits, target=slices).remedies[-1]
     assert set(asked) == {1, 4}  # not 8: over the slices the batch is split
     assert (last["change"], last["fits"]) == ("--config.fsdp=4", True)

@@ -12,6 +12,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
 
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$", re.M)
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+OP_NAME = re.compile(r'op_name="([^"]*)"')
 CALLED = re.compile(r"\b(?:to_apply|calls)=%?([\w.-]+)")
 LOOP = re.compile(r"\bwhile\(.*\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
@@ -45,11 +46,13 @@ class Collective(NamedTuple):
 class Cost(NamedTuple):
     """`cycles` is the compiler's own estimate for a step on one chip, 0 where it makes none.
 
-    So too where the program does not say how often a loop runs. What chips exchange has no cycles.
+    So too where the program does not say how often a loop runs. What chips exchange has no cycles. `by_line`
+    has the parts of it by the names that jax gives the lines of a model and of its derivatives.
     """
 
     cycles: int
     collectives: list[Collective]
+    by_line: Counter[str]
 
 
 def read(text: str, mesh_shape: dict[str, int]) -> Cost:
@@ -58,8 +61,8 @@ def read(text: str, mesh_shape: dict[str, int]) -> Cost:
     trips = {
         loop[2]: _trips(line, bodies, loop[1]) for line in text.splitlines() if (loop := LOOP.search(line))
     }
-    often = Counter({entry: 1})
-    cycles = _walk(bodies, entry, often, {body: n or 1 for body, n in trips.items()})
+    often, cycles = Counter({entry: 1}), Counter()
+    _walk(bodies, entry, often, {body: n or 1 for body, n in trips.items()}, cycles)
     # An exchange that is spread over several computations has one channel.
     found: dict[str, tuple[str, str, int, int]] = {}
     for name, lines in bodies.items():
@@ -77,7 +80,8 @@ def read(text: str, mesh_shape: dict[str, int]) -> Cost:
     for kind, axes, times, size in found.values():
         before = rows.get((kind, axes), Collective(kind, axes, 0, 0))
         rows[kind, axes] = Collective(kind, axes, before.times + times, before.bytes + times * size)
-    return Cost(0 if None in trips.values() else cycles, sorted(rows.values(), key=lambda row: -row.bytes))
+    total = 0 if None in trips.values() else cycles.total()
+    return Cost(total, sorted(rows.values(), key=lambda row: -row.bytes), cycles)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -104,19 +108,25 @@ def _trips(line: str, bodies: dict[str, list[str]], condition: str) -> int | Non
     return bounds.pop() if len(bounds) == 1 and any("direction=LT" in line for line in lines) else None
 
 
-def _walk(bodies: dict[str, list[str]], name: str, often: Counter[str], trips: dict[str, int]) -> int:
-    """Cycles of a computation and of those that it runs; notes in `often` how often these run in all."""
-    cycles, times = 0, often[name]
+def _walk(
+    bodies: dict[str, list[str]],
+    name: str,
+    often: Counter[str],
+    trips: dict[str, int],
+    cycles: Counter[str] | None,
+) -> None:
+    """Add to `cycles` those of a computation and of what it runs, to `often` how often each runs."""
+    times = often[name]
     for line in bodies.get(name, ()):
         estimate = CYCLES.search(line)
-        cycles += int(estimate[1]) if estimate else 0
+        if estimate and cycles is not None:
+            op_name = OP_NAME.search(line)
+            cycles[op_name[1] if op_name else ""] += times * int(estimate[1])
         for called in _called(line):
-            before, n = often[called], trips.get(called, 1)
-            often[called] = times * n
-            more = _walk(bodies, called, often, trips)
+            before = often[called]
+            often[called] = times * trips.get(called, 1)
+            _walk(bodies, called, often, trips, None if estimate else cycles)  # a fusion's cycles are its own
             often[called] += before
-            cycles += 0 if estimate else n * more  # a fusion's cycles are its own
-    return cycles
 
 
 def _called(line: str) -> list[str]:
