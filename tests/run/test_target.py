@@ -28,7 +28,7 @@ HloModule step
 }
 
 %body (state: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
-  %a = f32[8,16] fusion(%x), calls=%fused, metadata={op_name="block_0/mul"}, backend_config={"estimated_cycles":"10"}
+  %a = f32[8] fusion(), calls=%fused, metadata={op_name="b_0/mul"}, backend_config={"estimated_cycles":"10"}
   %r = f32[8,16]{1,0} all-reduce(%a), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%sum
 }
 
@@ -60,7 +60,7 @@ ENTRY %main (p0: f32[8,16]) -> f32[8,16] {
 def test_loops_count_as_often_as_they_run_and_an_exchange_once():
     cost = program.read(PROGRAM, {"data": 4, "fsdp": 2})
     assert cost.cycles == 12 * 10 + 5 + 3 + 1000
-    assert cost.by_line == {"block_0/mul": 12 * 10, "": 5 + 3 + 1000}
+    assert cost.by_line == {"b_0/mul": 12 * 10, "": 5 + 3 + 1000}
     assert cost.collectives == [
         Collective("all-reduce", "data", 13, 12 * 512 + 32),  # channels 1, in the loop, and 4
         Collective("all-gather", "fsdp", 12, 12 * 64),  # within a fusion of the loop
