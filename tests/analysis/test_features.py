@@ -71,7 +71,7 @@ def test_columns_are_chosen_once_each():
     assert names(mapped, layers=1, poolings=("gap", "model")) == ["block_1/gap", "block_1/model"]
     for cfg, told, message in (
         (token, {"layers": 3, "poolings": ("gap",)}, "--layers=3 is not between 1 and the 2 blocks"),
-        (token, {"layers": 1, "poolings": ("max",)}, "--pooling=max is not one of token, gap, model"),
+        (token, {"layers": 1, "poolings": ("max",)}, "pooling=max is not one of token, gap, model"),
         (mapped, {"layers": 1, "poolings": ("token",)}, "the model has no class token"),
     ):
         with pytest.raises(UserError, match=message):

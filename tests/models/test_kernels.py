@@ -43,27 +43,14 @@ def test_the_product_and_both_its_derivatives_equal_the_plain_ones(outputs):
         np.testing.assert_allclose(a, b, rtol=0, atol=4 * ATOL)  # up to twelve products of order one
 
 
-def test_attention_and_its_derivatives_equal_the_plain_ones_in_both_orders():
-    # Three queries, five keys, two heads.
-    rng = np.random.default_rng(3)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))
-    q, k, v = normal(2, 3, 2, 7), normal(2, 5, 2, 7), normal(2, 5, 2, 7)
-    dy_dp = (normal(2, 3, 2, 7), normal(2, 2, 3, 5))
-
-    def plain(q, k, v):
-        p = jax.nn.softmax(jnp.einsum("bnhk,bmhk->bhnm", q, k) / jnp.sqrt(7.0))
-        return jnp.einsum("bhnm,bmhk->bnhk", p, v), p
-
-    ours, back = jax.vjp(kernels.attend, q, k, v)
-    wanted, wanted_back = jax.vjp(plain, q, k, v)
-    kept = (q, k, v, ours[1], *dy_dp)
-    forms = (kernels.attended_backward, kernels.attended_backward_on_cpu)
-    for made in (ours, kernels.attended(q, k, v), kernels.attended_on_cpu(q, k, v)):
-        for a, b in zip(made, wanted, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=ATOL)
-    for made in (back(dy_dp), *(form(*kept) for form in forms)):
-        for a, b in zip(made, wanted_back(dy_dp), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=4 * ATOL)  # sums of sums of products of order one
+def test_a_bias_and_both_forms_of_its_derivative_equal_the_plain_one():
+    x, bias = jnp.asarray(NORMAL[:3]), jnp.asarray(NORMAL[3, 0])
+    y, back = jax.vjp(kernels.shifted, x, bias)
+    np.testing.assert_array_equal(y, x + bias.reshape(1, 1, 7))
+    dx, d_bias = back(y)
+    np.testing.assert_array_equal(dx, y)
+    for made in (d_bias, kernels.sum_of_rows(y), kernels.sum_of_rows_on_tpu(y)):
+        np.testing.assert_allclose(made, y.sum(axis=(0, 1)), rtol=0, atol=4 * ATOL)  # sums of 15
 
 
 @pytest.mark.parametrize("outputs", [3, 12])

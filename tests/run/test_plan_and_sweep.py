@@ -59,7 +59,7 @@ def test_a_plan_foretells_the_run(digits):
     assert json.loads(json.dumps(told._asdict()))["steps"] == 60
 
 
-NOTHING = program.Cost(0, [], Counter())
+NOTHING = program.NO_COST
 
 
 def test_remedies_are_tried_up_to_the_first_that_fits(digits, monkeypatch):

@@ -6,7 +6,6 @@ import gc
 import io
 import mmap
 import os
-from collections import Counter
 from pathlib import Path
 
 import jax
@@ -68,7 +67,7 @@ def test_a_plan_reads_the_teacher_once(monkeypatch):
     cfg = config.apply(tiny(), ["--config.loss.teacher=nowhere.npz"])
     read, teacher = [], teacher_of(10)
     monkeypatch.setattr(first_state, "read_teacher", lambda cfg: read.append(cfg) or teacher)
-    told = plan.Measured(2, {}, program.Cost(0, [], Counter()), 1.0)
+    told = plan.Measured(2, {}, program.NO_COST, 1.0)
     monkeypatch.setattr(plan, "measure", lambda setup: told)  # the memory itself does not matter here
     made = plan.make(cfg, splits(cfg), limit_bytes=1)
     assert len(made.remedies) > 1

@@ -3,16 +3,15 @@
 The platform that a program is compiled for chooses the form. The rest of `models/` calls the plain names:
 
     product(x, kernel)   x @ kernel
+    shifted(x, bias)     x + bias
     gelu(x, tanh)        jax.nn.gelu(x, approximate=tanh) in float32
-    attend(q, k, v)      p v and p = softmax(q kᵀ/√k)
     summed_once(x)       x
 
 Forms with a derivative of their own cannot be differentiated forward (`jax.jvp`).
-Dims: i inputs, o outputs, r rows; b batch, n queries, m keys, h heads, k features a head.
+Those of attention are in `attend.py`. Dims: i inputs, o outputs, r rows.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +62,31 @@ def transposed_product_on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
     return apart(apart(dy_ro.T) @ x_ri).T
 
 
+@jax.custom_vjp
+def shifted(x: jax.Array, bias_o: jax.Array) -> jax.Array:
+    """x + bias over the last axis of x [..., o]. Its derivative chooses the form of the sum over rows."""
+    return x + bias_o.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _shifted_backward(_: None, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return dy, jax.lax.platform_dependent(dy, tpu=sum_of_rows_on_tpu, default=sum_of_rows)
+
+
+shifted.defvjp(lambda x, bias_o: (shifted(x, bias_o), None), _shifted_backward)
+
+
+def sum_of_rows(x: jax.Array) -> jax.Array:
+    """The sum over all but the last axis of x [..., o], the plain form."""
+    return x.sum(axis=tuple(range(x.ndim - 1)))
+
+
+def sum_of_rows_on_tpu(x: jax.Array) -> jax.Array:
+    """The sum as a product with ones, which costs a TPU a tenth. Eight columns of them: XLA undoes one."""
+    rows = tuple(range(x.ndim - 1))
+    ones = jnp.ones((*x.shape[:-1], 8), x.dtype)
+    return jax.lax.dot_general(ones, x, ((rows, rows), ((), ())))[0]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: jax.Array, tanh: bool) -> jax.Array:
     """GELU in float32, tanh form or exact, returned in x's dtype. arXiv:1606.08415.
@@ -83,84 +107,6 @@ def _gelu_backward(tanh: bool, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-@jax.custom_vjp
-def attend(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """p v [b, n, h, k] and p = softmax(q kᵀ/√k) [b, h, n, m], computed in float32. arXiv:1706.03762 eq. 1.
-
-    The derivative of the softmax needs p alone, kept in the dtype of q: ds = p (dp - sum p dp).
-    """
-    return jax.lax.platform_dependent(q_bnhk, k_bmhk, v_bmhk, cpu=attended_on_cpu, default=attended)
-
-
-def _attend_forward(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[Any, Any]:
-    y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
-    return (y_bnhk, p_bhnm), (q_bnhk, k_bmhk, v_bmhk, p_bhnm)
-
-
-def _attend_backward(kept: Any, given: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-    return jax.lax.platform_dependent(*kept, *given, cpu=attended_backward_on_cpu, default=attended_backward)
-
-
-attend.defvjp(_attend_forward, _attend_backward)
-
-
-def attended(q: jax.Array, k: jax.Array, v: jax.Array, order: str = "nh") -> tuple[jax.Array, jax.Array]:
-    """`attend`, the plain form. `order` is that of tokens and heads in all arrays but p."""
-    of_q, of_k = _axes(order)
-    s_bhnm = jnp.einsum(f"{of_q},{of_k}->bhnm", q, k, preferred_element_type=jnp.float32)
-    p_bhnm = jax.nn.softmax(s_bhnm * q.shape[-1] ** -0.5).astype(q.dtype)
-    return jnp.einsum(f"bhnm,{of_k}->{of_q}", p_bhnm, v), p_bhnm
-
-
-def attended_on_cpu(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`attend`, heads before tokens: a CPU multiplies batches slowly in another order (benchmarks/LOG.md)."""
-    y_bhnk, p_bhnm = attended(*map(_swapped, (q_bnhk, k_bmhk, v_bmhk)), order="hn")
-    return _swapped(y_bhnk), p_bhnm
-
-
-def attended_backward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    p_bhnm: jax.Array,
-    dy: jax.Array,
-    dp_bhnm: jax.Array,
-    order: str = "nh",
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The derivatives by q, k and v from those by both results of `attend`, the plain form."""
-    of_q, of_k = _axes(order)
-    dv = jnp.einsum(f"bhnm,{of_q}->{of_k}", p_bhnm, dy)
-    p_bhnm, dp_bhnm = p_bhnm.astype(jnp.float32), dp_bhnm.astype(jnp.float32)
-    dp_bhnm += jnp.einsum(f"{of_q},{of_k}->bhnm", dy, v, preferred_element_type=jnp.float32)
-    ds_bhnm = p_bhnm * (dp_bhnm - (p_bhnm * dp_bhnm).sum(axis=-1, keepdims=True))
-    ds_bhnm = (ds_bhnm * q.shape[-1] ** -0.5).astype(q.dtype)
-    dq = jnp.einsum(f"bhnm,{of_k}->{of_q}", ds_bhnm, k)
-    return dq, jnp.einsum(f"bhnm,{of_q}->{of_k}", ds_bhnm, q), dv
-
-
-def attended_backward_on_cpu(
-    q_bnhk: jax.Array,
-    k_bmhk: jax.Array,
-    v_bmhk: jax.Array,
-    p_bhnm: jax.Array,
-    dy_bnhk: jax.Array,
-    dp_bhnm: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """`attended_backward`, heads before tokens."""
-    q, k, v, dy = map(_swapped, (q_bnhk, k_bmhk, v_bmhk, dy_bnhk))
-    return tuple(map(_swapped, attended_backward(q, k, v, p_bhnm, dy, dp_bhnm, order="hn")))
-
-
-def _axes(order: str) -> tuple[str, str]:
-    """The axes of queries and of keys, for einsum."""
-    return f"b{order}k", f"b{order.replace('n', 'm')}k"
-
-
-def _swapped(x: jax.Array) -> jax.Array:
-    """Heads and tokens exchanged."""
-    return x.transpose(0, 2, 1, 3)
 
 
 @jax.custom_vjp

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import kernels
+from vit_jax.models.attend import attend
 from vit_jax.sections import Model
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         k_bmhk = norm("key_norm", heads("key", source_bmd))
         v_bmhk = heads("value", source_bmd)
         q_bnhk = norm("query_norm", heads("query", x_bnd))
-        y_bnhk, p_bhnm = kernels.attend(q_bnhk, k_bmhk, v_bmhk)
+        y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
         self.sow("attention", "p", p_bhnm)
         return HeadsOut(cfg, width, name="out")(y_bnhk)
 
@@ -198,7 +199,7 @@ class MapPool(nn.Module):
 def affine(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """x W + a over the last axis in `cfg.dtype`; `bias` may have any shape."""
     y = kernels.product(x.astype(cfg.dtype), kernel.astype(cfg.dtype))
-    return y + bias.astype(cfg.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    return kernels.shifted(y, bias.astype(cfg.dtype).reshape(-1))
 
 
 def _xavier(inputs: int) -> nn.initializers.Initializer:

@@ -15,7 +15,7 @@ from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import first_state, program
-from vit_jax.run.program import Cost
+from vit_jax.run.program import NO_COST, Cost
 from vit_jax.run.setup import Setup, set_up
 from vit_jax.run.target import Target
 from vit_jax.sections import Config
@@ -126,7 +126,7 @@ def measure(setup: Setup) -> Measured:
         if match is None:
             raise
         needed = int(float(match[1] or match[2]) * GIB)
-        return Measured(needed, {}, Cost(0, []), time.perf_counter() - start, refused=True)
+        return Measured(needed, {}, NO_COST, time.perf_counter() - start, refused=True)
     seconds = time.perf_counter() - start
     m: Any = compiled.memory_analysis()
     memory = _bytes(m)

@@ -55,6 +55,9 @@ class Cost(NamedTuple):
     by_line: Counter[str]
 
 
+NO_COST = Cost(0, [], Counter())
+
+
 def read(text: str, mesh_shape: dict[str, int]) -> Cost:
     """The cost of the optimised program `text` on a mesh; a loop's body counts as often as it runs."""
     bodies, entry = _computations(text)

@@ -78,7 +78,7 @@ def walk(
 
     `forward` is compiled, gives arrays with a row an example, and sees normalised images. Each example comes
     once, in the order of the split, but for those that cannot be read. `told` is called after each batch with
-    the number of examples done.
+    how many are done.
     """
     done = 0
     mesh = meshes.make("any", 1)
@@ -91,7 +91,7 @@ def walk(
             made = program(params, jax.device_put(batch.image, meshes.batch_sharding(mesh)))
         real = batch.weight > 0
         yield batch.label[real], jax.tree.map(lambda x, real=real: np.asarray(x)[real], made)
-        told(done := done + int(real.sum()))
+        told(done := min(done + size, source.size))
 
 
 def _filling(batch_size: int, mesh: Mesh) -> int:
