@@ -48,7 +48,12 @@ class Listed(Source):
 
     def files(self) -> list[File]:
         """The table, and the images that are there."""
-        return paths.stats([self.table, *self.images])
+        names, folder = [self.table, *self.images], paths.of(self.table).parent
+        if not paths.in_bucket(folder):
+            return paths.stats(names)
+        below = {file.path: file for file in paths.files_below(folder)}  # one request, and not one an image
+        known, others = [below[name] for name in names if name in below], (n for n in names if n not in below)
+        return sorted([*known, *paths.stats(others)])
 
     def labels(self) -> np.ndarray:
         """int32 [size], or uint8 [size, classes]."""

@@ -159,7 +159,8 @@ def _want_classes(source: Source) -> None:
             raise UserError("the training data gives all images the same labels: there is nothing to learn")
         return
     if len(names) == 1 or (labels is not None and len(labels) and labels.min() == labels.max()):
-        only = f" ({names[int(labels[0]) if labels is not None else 0]})" if names else ""
+        label = int(labels[0]) if labels is not None and labels.ndim == 1 else 0
+        only = f" ({names[label]})" if names else ""
         raise UserError(
             f"the training data is of one class{only}: there is nothing to learn; give images of at least two"
         )
