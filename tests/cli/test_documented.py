@@ -78,7 +78,7 @@ def place(tmp_path, monkeypatch, workdir):
     """A folder in which the commands find what they name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for name in ("runs/quickstart", "runs/pets", "runs/fashion", "REF", "OTHER"):
+    for name in ("runs/quickstart", "runs/pets", "runs/fashion", "runs/tags", "REF", "OTHER"):
         shutil.copytree(workdir, tmp_path / name)
     for i in range(200):
         path = tmp_path / "photos" / str(i % 10) / f"{i}.jpg"

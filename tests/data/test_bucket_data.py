@@ -62,6 +62,53 @@ def test_a_folder_of_images(photos, address):
     assert len(there.train.files()) == len(here.train.files())
 
 
+def tabled(root, **changes):
+    return sources.open_splits(Data(name="table", dir=str(root), **changes))
+
+
+def write_tables(photos, *, more=0):
+    """train.csv and val.csv of the images below `photos`, and of `more` copies of one of them."""
+    for j in range(more):
+        shutil.copy(photos / "train/cat/0.jpg", photos / f"train/cat/more{j}.jpg")
+    for split in ("train", "val"):
+        files = sorted((photos / split).rglob("*.jpg"))
+        rows = [f"{f.relative_to(photos).as_posix()},{f.relative_to(photos / split).parts[0]}" for f in files]
+        (photos / f"{split}.csv").write_text("\n".join(["path,label", *rows]))
+
+
+def test_a_table_of_images_costs_no_request_an_image(photos, address, gs):
+    def requests():
+        put(photos, address)
+        gs.begin()
+        there = tabled(address)
+        listed = there.train.files()
+        count = sum(gs.requests.values())
+        same(there.train, tabled(photos).train)
+        same(there.eval, tabled(photos).eval)
+        assert len(listed) == len(tabled(photos).train.files()) == there.train.size + 1
+        return count
+
+    write_tables(photos)
+    few = requests()
+    write_tables(photos, more=20)
+    assert requests() == few
+    (photos / "train.csv").write_text("path,label\ntrain/cat/0.jpg,cat\nnone.jpg,dog\n")
+    put(photos, address)
+    with pytest.raises(
+        UserError, match=r"train.csv: 1 of 2 images are not there, the first gs://\S+/none.jpg"
+    ):
+        tabled(address)
+
+
+def test_a_saved_data_set(photos, address, tmp_path):
+    images = [f.read_bytes() for f in sorted(photos.rglob("*.jpg"))]
+    prepared.saved_to_disk(tmp_path / "saved", images, [i % 2 for i in range(len(images))], ("cat", "dog"))
+    put(tmp_path / "saved", address)
+    there, here = (sources.open_splits(Data(name="arrow", dir=str(d))) for d in (address, tmp_path / "saved"))
+    same(there.train, here.train)
+    same(there.eval, here.eval)
+
+
 def test_listing_costs_no_request_an_image(photos, address, gs):
     put(photos, address)
     gs.begin()

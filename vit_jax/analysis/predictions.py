@@ -25,22 +25,54 @@ class Predictions(NamedTuple):
     images_per_s: float  # after the first batch, which compiles; 0 if there is no second one
 
 
+class Sets(NamedTuple):
+    """Of several labels an image, one entry an example, in the order of the split."""
+
+    label: np.ndarray  # uint8 [n, c]
+    logits: np.ndarray  # float32 [n, c]
+    images_per_s: float  # as in Predictions
+
+
+class _Clock:
+    """Counts examples after the first batch."""
+
+    def __init__(self) -> None:
+        self._start, self._timed = 0.0, 0
+
+    def tick(self, examples: int) -> None:
+        self._timed += examples if self._start else 0
+        self._start = self._start or time.perf_counter()
+
+    def rate(self) -> float:
+        """Examples a second; 0 if there was no second batch."""
+        return self._timed / (time.perf_counter() - self._start) if self._timed else 0.0
+
+
+def collect_sets(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Sets:
+    """Of (labels [b, c], float32 logits [b, c])."""
+    clock, rows = _Clock(), []
+    for label_bc, logits_bc in batches:
+        rows.append((label_bc, logits_bc))
+        clock.tick(len(logits_bc))
+    rate = clock.rate()
+    label_nc, logits_nc = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Sets(label_nc, logits_nc, rate)
+
+
 def collect(
     batches: Iterable[tuple[np.ndarray, np.ndarray]], *, keep_logits: bool, loss: str = "softmax"
 ) -> Predictions:
     """Of (labels [b], float32 logits [b, c]), with confidences by `loss`. Raises UserError for bad labels."""
     rows: list[tuple[np.ndarray, ...]] = []
     kept: list[np.ndarray] = []
-    start, timed = 0.0, 0
+    clock = _Clock()
     for label_b, logits_bc in batches:
         rows.append(_rows(logits_bc, label_b, loss))
         if keep_logits:
             kept.append(logits_bc)
-        timed += len(logits_bc) if start else 0
-        start = start or time.perf_counter()
-    spent = time.perf_counter() - start
+        clock.tick(len(logits_bc))
+    rate = clock.rate()
     label, predicted, confidence, rank, losses = (np.concatenate(c) for c in zip(*rows, strict=True))
-    rate = timed / spent if timed else 0.0
     logits = np.concatenate(kept) if keep_logits else None
     return Predictions(label, predicted, confidence, rank, losses, logits, rate)
 
@@ -53,7 +85,7 @@ def metrics(found: Predictions, *, classes: int) -> dict[str, float]:
     return summarise(loss, top5, by_class(correct_n), by_class(None))
 
 
-def save(path: Path, found: Predictions) -> None:
+def save(path: Path, found: Predictions | Sets) -> None:
     """An npz of one array a column. Raises UserError if it cannot be written."""
     columns: Any = {k: v for k, v in found._asdict().items() if isinstance(v, np.ndarray)}
     with paths.replacing(path) as file:

@@ -14,7 +14,7 @@ from vit_jax import config
 from vit_jax.cli.common import make_parser, output_path, run_command
 from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
-from vit_jax.data.source import Source
+from vit_jax.data.source import Label, Source
 from vit_jax.errors import UserError
 from vit_jax.sections import Config
 
@@ -68,7 +68,11 @@ def describe(source: Source, cfg: Config) -> dict[str, Any]:
             labels.append(label)
         except BrokenExample as e:
             broken.append(str(e))
-    counts = np.bincount(labels if known is None else known, minlength=len(source.class_names))
+    classes, counted = len(source.class_names), np.array(labels, np.int64) if known is None else known
+    if source.multi_label:
+        counts = counted.reshape(-1, classes).sum(axis=0, dtype=np.int64)
+    else:
+        counts = np.bincount(counted, minlength=classes)
     (heights, widths) = (
         (sorted(side) for side in zip(*sizes.elements(), strict=True)) if sizes else ([0], [0])
     )
@@ -108,7 +112,7 @@ def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
             for view in range(SHEET_VIEWS):
                 rng = loader.augmentation_rng(cfg.seed, 0, index, view)
                 views.append(transforms.for_training(picture, cfg.data, (h, w), rng))
-            text = f"{index}: {source.class_names[label]}"
+            text = f"{index}: {_named(source, label)}"
         except BrokenExample as e:
             views, text = [], str(e)
         for column, image_hwc in enumerate(views):
@@ -138,6 +142,12 @@ def speed(source: Source, cfg: Config, seconds: float, *, train: bool) -> float:
         if time.perf_counter() - start >= seconds:
             break
     return images / (time.perf_counter() - start) if start is not None and images else 0.0
+
+
+def _named(source: Source, label: Label) -> str:
+    """The names of an example's classes."""
+    of = np.flatnonzero(label) if isinstance(label, np.ndarray) else (label,)
+    return ", ".join(source.class_names[int(c)] for c in of) or "no class"
 
 
 def _save(image: Image.Image, path: Path) -> None:

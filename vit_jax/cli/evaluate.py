@@ -4,11 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vit_jax import config
+from vit_jax.cli import evaluate_sets
 from vit_jax.cli.common import (
     FIGURES,
     data_for,
@@ -30,7 +31,9 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.evaluate runs/b16 --data.eval_split=validation[:20%] --calibrate
 
 data fields that are not given are those that the run was trained with. --calibrate fits a temperature and
-conformal quantiles, which predict uses: evaluate on other examples than those it was fitted on.
+conformal quantiles, which predict uses: evaluate on other examples than those it was fitted on. Of several
+labels an image, it chooses each class's threshold instead of quantiles, and mean average precision and F1 are
+told.
 """
 
 
@@ -56,12 +59,18 @@ def main() -> None:
 
     from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
 
-    found, names, data, loss = _run(args.ref, rest, args, None, keep_logits=args.calibrate)
+    opened = _open(args.ref, rest, args, None)
+    if opened.source.multi_label:
+        sets = evaluate_sets.report(args, opened.loaded, opened.names, opened.to, opened.batches)
+        print(json.dumps(sets) if args.json else evaluate_sets.text(sets, table=args.table))
+        return
+    found, names = _collect(opened, keep_logits=args.calibrate)
+    data, loss = opened.data, opened.loaded.spec.loss
     facts = _facts(found, names)
     if args.compare:
         other, other_names = predictions.load(args.compare), names
         if other is None:
-            other, other_names, *_ = _run(args.compare, rest, args, data, keep_logits=False)
+            other, other_names = _collect(_open(args.compare, rest, args, data), keep_logits=False)
         same = [
             np.array(known)[rows.label].tolist() for known, rows in ((names, found), (other_names, other))
         ]
@@ -79,13 +88,25 @@ def main() -> None:
     print(json.dumps(facts) if args.json else _text(facts, table=args.table))
 
 
-def _run(ref: str, rest: list[str], args: argparse.Namespace, data: Any, *, keep_logits: bool) -> Any:
-    """(predictions, class names, data section, loss) of a reference on `data`, or on its own data.
+class _Opened(NamedTuple):
+    """A model and its data: names of the data's classes, the model's number of each, and of batches (labels,
+    logits).
+    """
+
+    loaded: Any
+    data: Any
+    source: Any
+    names: list[str]
+    to: np.ndarray
+    batches: Any
+
+
+def _open(ref: str, rest: list[str], args: argparse.Namespace, data: Any) -> _Opened:
+    """A reference on `data`, or on its own data.
 
     Of `args` are the batch size and, for both models of a comparison, the image size.
     """
     import vit_jax
-    from vit_jax.analysis import predictions
     from vit_jax.data import sources
     from vit_jax.training.evaluate import walk
 
@@ -98,16 +119,25 @@ def _run(ref: str, rest: list[str], args: argparse.Namespace, data: Any, *, keep
         tell(source)
     else:  # the same examples, seen as this model wants to see them
         preprocess, source = loaded.spec.preprocess, sources.open_split(data, train=False)
+    evaluate_sets.check(ref, loaded.spec, source)
     to = labels_in(loaded.spec.class_names, source.class_names, classes=cfg.classes)
     _tell_classes(source.class_names, loaded.spec.class_names, to)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": args.batch_size}
     told = progress(f"evaluate {ref}: examples", source.size)
     made = walk(forward, loaded.params, source, data, told=told, **seen)
-    logits = ((_renumbered(label_b, to), logits_bc) for label_b, logits_bc in made)
-    found = predictions.collect(logits, keep_logits=keep_logits, loss=loaded.spec.loss)
-    names = loaded.spec.class_names or tuple(source.class_names)
-    return found, [names[i] if i < len(names) else str(i) for i in range(cfg.classes)], data, loaded.spec.loss
+    return _Opened(loaded, data, source, list(source.class_names), to, made)
+
+
+def _collect(opened: _Opened, *, keep_logits: bool) -> tuple[Any, list[str]]:
+    """(predictions, class names of the model)."""
+    from vit_jax.analysis import predictions
+
+    spec = opened.loaded.spec
+    logits = ((_renumbered(label_b, opened.to), logits_bc) for label_b, logits_bc in opened.batches)
+    found = predictions.collect(logits, keep_logits=keep_logits, loss=spec.loss)
+    names = spec.class_names or tuple(opened.names)
+    return found, [names[i] if i < len(names) else str(i) for i in range(spec.model.classes)]
 
 
 def _renumbered(label_b: np.ndarray, to: np.ndarray) -> np.ndarray:

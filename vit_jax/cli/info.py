@@ -37,6 +37,7 @@ def main() -> None:
         "preprocess": dataclasses.asdict(weights.preprocess),
         "class_names": list(weights.class_names),
         "loss": weights.loss,
+        "multi_label": weights.multi_label,
         "training": dataclasses.asdict(weights.config) if weights.config else None,
         "result": _result(args.ref),
         "published_top1": known.top1 if known else None,
@@ -63,7 +64,10 @@ def text(facts: dict[str, Any]) -> str:
         "preprocessing": f"{seen['resize']}, {seen['filter']}, crop {seen['crop_fraction']:g}, mean "
         f"{seen['mean']}, std {seen['std']}",
         "classes": f"{model['classes'] or 'no head'}{': ' if names else ''}{shown}",
-        "confidences": "softmax" if facts["loss"] == "softmax" else "a sigmoid of each class",
+        "confidences": "softmax"
+        if facts["loss"] == "softmax"
+        else "a sigmoid of each class"
+        + (", of which an image may have several" if facts["multi_label"] else ""),
     }
     if facts["training"]:
         t = facts["training"]
@@ -74,7 +78,8 @@ def text(facts: dict[str, Any]) -> str:
         )
     if facts["result"]:
         r = facts["result"]
-        lines["result"] = f"top-1 {r['eval/top1']:.2%} at step {r['step']} (the last evaluation of the run)"
+        what, key = ("mean average precision", "eval/map") if "eval/map" in r else ("top-1", "eval/top1")
+        lines["result"] = f"{what} {r[key]:.2%} at step {r['step']} (the last evaluation of the run)"
     if facts["published_top1"]:
         lines["published"] = f"top-1 {facts['published_top1']}% on ImageNet"
     return "\n".join(f"{name:14} {line}" for name, line in lines.items())

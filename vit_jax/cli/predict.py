@@ -28,11 +28,14 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.predict runs/b16 cat.jpg --coverage 0.9
 
 Where `evaluate --calibrate` left a calibration, confidences are calibrated, and --coverage gives the set of
-classes that holds the true one with at least that chance. Images are seen as the model's evaluation sees
-them; --data.field=value says otherwise, and --data.on_error=skip goes on without what cannot be read.
+classes that holds the true one with at least that chance. Of a model of several labels an image, the set is
+that of the classes above their thresholds, which --calibrate chooses (0.5 without). Images are seen as the
+model's evaluation sees them; --data.field=value says otherwise, and --data.on_error=skip goes on without
+what cannot be read.
 """
 MOST_PANELS = 64
 BATCH = 64  # images at once
+NO_CLASS = "none"  # of an empty set
 
 
 def main() -> None:
@@ -64,6 +67,9 @@ def main() -> None:
         raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
     loaded.need_head()
+    several = loaded.spec.multi_label
+    if several and args.coverage is not None:
+        raise UserError(f"--coverage is for one class an image, {args.ref} gives several: leave it out")
     best: list[tuple[str, str]] = []
     for name, logits_c in _logits(loaded, names, rest):
         logits_c = logits_c / fitted.temperature if fitted else logits_c
@@ -72,9 +78,12 @@ def main() -> None:
         if args.coverage is not None and fitted:
             held = fitted.sets(p_c[None], args.coverage)[0].nonzero()[0]
             row["set"] = [loaded.class_name(int(c)) for c in held]
+        if several:
+            row["set"] = [found.name for found in loaded.above(p_c)]
         print(json.dumps(row) if args.json else _text(row))
         likeliest = row["predictions"][0]
-        best.append((name, f"{likeliest['class']} {likeliest['confidence']:.1%}"))
+        title = f"{likeliest['class']} {likeliest['confidence']:.1%}"
+        best.append((name, ", ".join(row["set"]) or NO_CLASS if several else title))
     if args.out:
         _draw(best[:MOST_PANELS], args.out)
 
@@ -115,7 +124,7 @@ def _row(loaded: Any, name: str, p_c: Any, top: int) -> dict[str, Any]:
 
 def _text(row: dict[str, Any]) -> str:
     lines = [row["path"], *(f"  {p['confidence']:7.2%}  {p['class']}" for p in row["predictions"])]
-    return "\n".join([*lines, *([f"  set: {', '.join(row['set'])}"] if "set" in row else [])])
+    return "\n".join([*lines, *([f"  set: {', '.join(row['set']) or NO_CLASS}"] if "set" in row else [])])
 
 
 if __name__ == "__main__":

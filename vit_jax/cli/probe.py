@@ -120,6 +120,8 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     columns = features.choose(cfg, layers=layers, poolings=poolings)
     train, test = sources.open_splits(data)
     tell(train, test)
+    if train.multi_label or test.multi_label:
+        raise UserError("the data gives several labels an image: probes are for one, so give such data")
     if train.class_names != test.class_names:
         raise UserError("the train and the eval split have other classes: give splits of one data set")
     fewest = max(FEWEST, *args.neighbours)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.data import transforms
 from vit_jax.data.decode import Encoded
-from vit_jax.data.source import File, Picture, Source
+from vit_jax.data.source import File, Label, Picture, Source
 from vit_jax.data.transforms import Cropped
 from vit_jax.errors import UserError
 from vit_jax.sections import Data
@@ -29,7 +29,7 @@ def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -
         return source
     random_crops = train and cfg.augment == "inception"
 
-    def fixed(index: int) -> tuple[Picture, int]:
+    def fixed(index: int) -> tuple[Picture, Label]:
         picture, label = source.get(index)
         if not random_crops:
             return transforms.for_evaluation(picture, cfg, image_hw).view(Cropped), label
@@ -53,7 +53,12 @@ class Kept(Source):
         """The number of examples."""
         return self.source.size
 
-    def get(self, index: int) -> tuple[Picture, int]:
+    @property
+    def multi_label(self) -> bool:
+        """Whether an example may be of several classes."""
+        return self.source.multi_label
+
+    def get(self, index: int) -> tuple[Picture, Label]:
         """Example `index`, made once if there is room for it."""
         return self.cache.get(index)
 
@@ -62,7 +67,7 @@ class Kept(Source):
         return self.source.files()
 
     def labels(self) -> np.ndarray | None:
-        """int32 [size] if known without reading pictures."""
+        """As those of the source."""
         return self.source.labels()
 
     def note(self) -> str:
@@ -77,7 +82,7 @@ class _Held(NamedTuple):
     kind: type[Encoded] | type[np.ndarray]
     shape: tuple[int, ...]
     name: str
-    label: int
+    label: Label
 
 
 class _Cache:
@@ -87,7 +92,7 @@ class _Cache:
     byte, and what is too much is refused before the first step.
     """
 
-    def __init__(self, make: Callable[[int], tuple[Picture, int]], room_gib: float) -> None:
+    def __init__(self, make: Callable[[int], tuple[Picture, Label]], room_gib: float) -> None:
         try:
             self._bytes = np.frombuffer(mmap.mmap(-1, max(int(room_gib * 2**30), 1)), np.uint8)
         except (OSError, OverflowError, ValueError) as e:
@@ -96,7 +101,7 @@ class _Cache:
         self._held: dict[int, _Held] = {}
         self._lock = threading.Lock()
 
-    def get(self, index: int) -> tuple[Picture, int]:
+    def get(self, index: int) -> tuple[Picture, Label]:
         held = self._held.get(index)
         if held is None:
             picture, label = self._make(index)
@@ -108,7 +113,7 @@ class _Cache:
         stored.flags.writeable = False
         return stored.reshape(held.shape).view(held.kind), held.label
 
-    def _hold(self, index: int, picture: Picture, label: int) -> None:
+    def _hold(self, index: int, picture: Picture, label: Label) -> None:
         if isinstance(picture, Encoded):
             flat, shape, name = np.frombuffer(picture.data, np.uint8), (), picture.name
         else:

@@ -25,7 +25,7 @@ from absl import flags
 
 from vit_jax.data import transforms
 from vit_jax.data.decode import BrokenExample
-from vit_jax.data.source import Source
+from vit_jax.data.source import Label, Source
 from vit_jax.sections import Data, Preprocess
 
 ORDER, AUGMENT = 0, 1  # streams of random numbers that never meet
@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """uint8 images [b, h, w, c], int32 labels [b], float32 weights [b] (0: padding, or a skipped example)."""
+    """uint8 images [b, h, w, c], labels, float32 weights [b] (0: padding, or a skipped example).
+
+    Labels are int32 [b]; of a source of several an example, uint8 [b, classes] that is 1 at each of them.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -83,7 +86,7 @@ class TrainBatches:
         first = step * self.batch_size
         return [self.example(position)[1] for position in range(first, first + self.batch_size)]
 
-    def _row(self, position: int) -> tuple[np.ndarray | None, int]:
+    def _row(self, position: int) -> tuple[np.ndarray | None, Label]:
         epoch, index, copy = self.example(position)
         picture, label = self.source.get(index)
         rng = augmentation_rng(self.seed, epoch, index, copy)
@@ -111,7 +114,7 @@ class EvalBatches:
         """The batch, whatever can be read of it."""
         return _make(self, step)
 
-    def _row(self, position: int) -> tuple[np.ndarray | None, int]:
+    def _row(self, position: int) -> tuple[np.ndarray | None, Label]:
         if position >= self.source.size:
             return None, 0
         picture, label = self.source.get(position)
@@ -223,7 +226,10 @@ def _end_with(sentinel: int) -> None:
 def _make(batches: TrainBatches | EvalBatches, step: int) -> Made:
     count, channels = len(batches.rows), batches.cfg.channels
     image = np.zeros((count, *batches.image_hw, channels), np.uint8)
-    label, weight = np.zeros(count, np.int32), np.zeros(count, np.float32)
+    source = batches.source
+    several = source.multi_label
+    label = np.zeros((count, len(source.class_names)), np.uint8) if several else np.zeros(count, np.int32)
+    weight = np.zeros(count, np.float32)
     broken = []
     for i, row in enumerate(batches.rows):
         try:

@@ -1,4 +1,4 @@
-"""Data sets that others prepared: TFDS array_record, Hugging Face parquet, CIFAR binary files."""
+"""Data sets that others prepared: TFDS array_record, CIFAR binary files."""
 
 import dataclasses
 import json
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from vit_jax import paths, staging
+from vit_jax.data import splits
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.data.source import InMemory, Source
 from vit_jax.errors import UserError
 from vit_jax.paths import File
 from vit_jax.sections import Data
 
-EVAL_SPLITS = ("validation", "val", "test")
 CIFAR_PIXELS = 3 * 32 * 32
 TFDS_NAME = re.compile(r"[a-zA-Z]\w*(:[\w.]+)?(/[\w.-]+)*")
 
@@ -71,10 +71,10 @@ def tfds(cfg: Data, train: bool) -> Tfds:
     if not prepared.is_dir():
         raise _not_prepared(cfg.name, data_dir)
     _want_random_access(cfg.name, prepared)
-    splits: list[str] = list(builder.info.splits)
-    split = _split(cfg, splits, train=train)
-    if split.partition("[")[0] not in splits:
-        raise UserError(f"{cfg.name} has no split {split}: it has {', '.join(splits)}")
+    have: list[str] = list(builder.info.splits)
+    split = splits.pick(cfg, have, train=train)
+    if split.partition("[")[0] not in have:
+        raise UserError(f"{cfg.name} has no split {split}: it has {', '.join(have)}")
     features = dict(builder.info.features)
     for feature, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
         if not isinstance(features.get(feature), kind):
@@ -110,33 +110,6 @@ def tfds_dir(cfg: Data) -> str:
     return os.path.expanduser(cfg.dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
-def parquet(cfg: Data, train: bool) -> InMemory:
-    """`dir/**/SPLIT-*.parquet` with columns image (bytes, path) and label, as on the Hugging Face hub."""
-    root = paths.of(cfg.dir)
-    files = [root / name for name in sorted(paths.names_below(root)) if re.search(r"-[^/]*\.parquet$", name)]
-    split = _split(cfg, sorted({f.name.partition("-")[0] for f in files}), train=train)
-    files = [f for f in files if f.name.startswith(f"{split}-")]
-    if not files:
-        raise UserError(f"data.dir={cfg.dir} has no {split}-*.parquet: set the split that it has")
-    tables = [_table(f) for f in files]
-    schema = tables[0].schema
-    if not {"image", "label"} <= set(schema.names):
-        raise UserError(f"{files[0]} has columns {', '.join(schema.names)}: want image and label")
-    labels = np.concatenate([t["label"].to_numpy() for t in tables]).astype(np.int32)
-    images = [image and image["bytes"] for t in tables for image in t["image"].to_pylist()]
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = described.get("info", {}).get("features", {}).get("label", {}).get("names")
-    names = names or [str(i) for i in range(labels.max() + 1)]
-    return InMemory(f"{cfg.dir} {split}", tuple(names), images, labels, tuple(map(str, files)))
-
-
-def _table(path: paths.Path) -> Any:
-    import pyarrow.parquet as pq  # comes with tensorflow-datasets, and is only needed here
-
-    with path.open("rb") as file:
-        return pq.ParquetFile(file).read()
-
-
 def cifar(cfg: Data, train: bool) -> InMemory:
     """CIFAR-10 or CIFAR-100 in the binary version: records of label bytes, then 3x32x32 pixels."""
     root = paths.of(cfg.dir)
@@ -161,12 +134,6 @@ def cifar(cfg: Data, train: bool) -> InMemory:
     names = tuple(names_file.read_text(encoding="utf-8").split())
     labels, read = rows[:, -CIFAR_PIXELS - 1].astype(np.int32), tuple(map(str, [*files, names_file]))
     return InMemory(f"{cfg.dir} {pattern}", names, images, labels, read)
-
-
-def _split(cfg: Data, have: list[str], *, train: bool) -> str:
-    if train:
-        return cfg.train_split
-    return cfg.eval_split or next((s for s in EVAL_SPLITS if s in have), EVAL_SPLITS[0])
 
 
 def _want_random_access(name: str, prepared: paths.Path) -> None:

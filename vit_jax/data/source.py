@@ -14,6 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.paths import File
 
 Picture = Encoded | np.ndarray  # a file's bytes, or uint8 pixels [h, w, c]
+Label = int | np.ndarray  # a class; or of several, uint8 [classes]: 1 at each of them
 
 
 SHOWN = 4  # names of many in a message
@@ -33,7 +34,12 @@ class Source(Protocol):
         """The number of examples."""
         ...
 
-    def get(self, index: int) -> tuple[Picture, int]:
+    @property
+    def multi_label(self) -> bool:
+        """Whether an example may be of several classes, or of none."""
+        return False
+
+    def get(self, index: int) -> tuple[Picture, Label]:
         """Picture and label of an example. Raises BrokenExample naming what cannot be read."""
         ...
 
@@ -42,7 +48,7 @@ class Source(Protocol):
         ...
 
     def labels(self) -> np.ndarray | None:
-        """int32 [size] if known without reading pictures."""
+        """int32 [size], or uint8 [size, classes] of several, if known without reading pictures."""
         return None
 
     def note(self) -> str:
@@ -75,12 +81,17 @@ class InMemory(Source):
         """The number of examples."""
         return len(self.labels_n)
 
-    def get(self, index: int) -> tuple[Picture, int]:
+    @property
+    def multi_label(self) -> bool:
+        """Whether `labels_n` is uint8 [n, classes]."""
+        return self.labels_n.ndim == 2
+
+    def get(self, index: int) -> tuple[Picture, Label]:
         """Example `index`. Raises BrokenExample if it has no image."""
         name, image = f"{self.name} row {index}", self.images[index]
         if image is None:
             raise BrokenExample(f"{name} has no image")
-        return (Encoded(image, name) if isinstance(image, bytes) else image), int(self.labels_n[index])
+        return (Encoded(image, name) if isinstance(image, bytes) else image), label_at(self.labels_n, index)
 
     def files(self) -> list[File]:
         """The files, or the digest of what is held."""
@@ -94,8 +105,21 @@ class InMemory(Source):
         return [File(f"sha256:{digest.hexdigest()}", count, 0)]
 
     def labels(self) -> np.ndarray:
-        """int32 [size]."""
+        """int32 [size], or uint8 [size, classes]."""
         return self.labels_n
+
+
+def label_at(labels_n: np.ndarray, index: int) -> Label:
+    """The label of an example, of labels as `Source.labels` has them."""
+    return int(labels_n[index]) if labels_n.ndim == 1 else labels_n[index]
+
+
+def encoded(path: str) -> Encoded:
+    """The bytes of an image file. Raises BrokenExample if it cannot be read."""
+    try:
+        return Encoded(paths.read(path), path)
+    except OSError as e:
+        raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
 
 
 def labels_in(model: Sequence[str], data: Sequence[str], *, classes: int) -> np.ndarray:

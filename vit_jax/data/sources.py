@@ -1,9 +1,8 @@
-"""Where images come from: digits, arrays, a folder of class folders; `records.py` has TFDS and others."""
+"""Where images come from: digits, arrays, a folder of class folders; the rest is in modules of its own."""
 
 import dataclasses
 import importlib.util
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,16 +11,14 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import paths
-from vit_jax.data import records
+from vit_jax.data import hugging_face, records, splits, tables
 from vit_jax.data.decode import BrokenExample, Encoded, open_pillow, suffixes
-from vit_jax.data.source import InMemory, Picture, Source, Splits, some
+from vit_jax.data.source import InMemory, Picture, Source, Splits, encoded, some
 from vit_jax.errors import UserError
 from vit_jax.paths import File
 from vit_jax.sections import Data
 
 NO_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # what systems leave beside people's files, like hidden ones
-EVAL_SPLITS = ("validation", "val", "test")
-FOLDER_EVAL_PARTS = 10  # one part in ten of a folder without splits is kept for evaluation
 
 
 def open_splits(cfg: Data) -> Splits:
@@ -43,14 +40,29 @@ def absent(examples: int, classes: int) -> Splits:
 
 
 def arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, class_names: Sequence[str]) -> Source:
-    """uint8 images [n, h, w, c] with any number of channels, or [n, h, w], and integer labels [n]."""
+    """uint8 images [n, h, w, c] with any number of channels, or [n, h, w], and integer labels [n].
+
+    Labels [n, classes] of 0 and 1 are those of images that may be of several classes, or of none.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biu":
+        raise UserError(
+            f"got {labels.dtype} labels: classes are whole numbers; to learn numbers (regression) is not "
+            "done here"
+        )
+    if labels.ndim == 2 and (labels.shape[1] != len(class_names) or not np.isin(labels, (0, 1)).all()):
+        raise UserError(
+            f"got labels {list(labels.shape)} from {labels.min()} to {labels.max()} for {len(class_names)} "
+            "classes: want integers [n], or 0 and 1 [n, classes]"
+        )
     if len(images) != len(labels) or images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
             f"got {images.dtype} images of shape {images.shape} and {len(labels)} labels: "
             "want uint8 [n, h, w, c] or [n, h, w], and n labels"
         )
     images_nhwc = images[..., None] if images.ndim == 3 else images
-    return InMemory("array", tuple(class_names), images_nhwc, np.asarray(labels, np.int32))
+    labels = labels.astype(np.uint8 if labels.ndim == 2 else np.int32)
+    return InMemory("array", tuple(class_names), images_nhwc, labels)
 
 
 def digits(*, train: bool) -> Source:
@@ -104,7 +116,7 @@ class Folder(Source):
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`. Raises BrokenExample if its file cannot be read."""
-        return _encoded(os.path.join(self.root, self.images[index])), int(self.labels_n[index])
+        return encoded(os.path.join(self.root, self.images[index])), int(self.labels_n[index])
 
     def files(self) -> list[File]:
         """Every file below the folder."""
@@ -133,7 +145,7 @@ class Files(Source):
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Image `index`. Raises BrokenExample if its file cannot be read."""
-        return _encoded(self.images[index]), index
+        return encoded(self.images[index]), index
 
     def files(self) -> list[File]:
         """Those that are there."""
@@ -151,8 +163,8 @@ def folder(cfg: Data, *, train: bool) -> Source:
     has_splits = (root / cfg.train_split).is_dir()
     split_dir = root
     if has_splits:
-        found = cfg.eval_split or next((s for s in EVAL_SPLITS if (root / s).is_dir()), EVAL_SPLITS[0])
-        split_dir = root / (cfg.train_split if train else found)
+        have = [s for s in splits.EVAL_SPLITS if (root / s).is_dir()]
+        split_dir = root / splits.pick(cfg, have, train=train)
         if not split_dir.is_dir():
             raise UserError(f"data.dir={cfg.dir} has no folder {split_dir.name}: set data.eval_split")
     classes_dir = root / cfg.train_split if has_splits else root
@@ -165,12 +177,13 @@ def folder(cfg: Data, *, train: bool) -> Source:
         )
     files = [(file, label) for label, name in enumerate(names) for file in images.get(name, ())]
     if not has_splits:
-        held_out = {f for found in images.values() for f in HELD_OUT[cfg.held_out](found)}
+        held_out = splits.held_out(images.values(), cfg.held_out)
         files = [(file, label) for file, label in files if (file in held_out) != train]
     if not files:
         use = "training" if train else "evaluation"
         raise UserError(
-            f"data.dir={split_dir} has no images for {use}: want one folder a class, with images in it"
+            f"data.dir={split_dir} has no images for {use}: want one folder a class, with images in it, "
+            "or data.name=table for a metadata.csv"
         )
     found, labels = zip(*files, strict=True)
     return Folder(str(split_dir), names, list(found), np.array(labels, np.int32), left_out)
@@ -198,13 +211,6 @@ def read_image(path: paths.Path) -> Image.Image:
 def decode(data: bytes, name: str) -> Image.Image:
     """Encoded bytes to an upright Pillow image. Raises UserError naming what cannot be read."""
     return open_pillow(data, name)
-
-
-def _encoded(path: str) -> Encoded:
-    try:
-        return Encoded(paths.read(path), path)
-    except OSError as e:
-        raise BrokenExample(f"{path} cannot be read: {e.strerror}") from e
 
 
 def _followed(root: str) -> paths.Path:
@@ -247,29 +253,13 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in NO_DATA
 
 
-def _by_file(files: Sequence[str]) -> list[str]:
-    # By name, not by rank: adding files does not move others between the splits.
-    return [file for file in files if _hash(file) % FOLDER_EVAL_PARTS == 0]
-
-
-def _by_class(files: Sequence[str]) -> list[str]:
-    # As many as a tenth is, at least one of two. In an order by name that begins with those of `_by_file`: of
-    # each class an added file moves one other at most, and most move none.
-    count = max((len(files) + FOLDER_EVAL_PARTS // 2) // FOLDER_EVAL_PARTS, int(len(files) > 1))
-    return sorted(files, key=lambda file: (_hash(file) % FOLDER_EVAL_PARTS, _hash(file)))[:count]
-
-
-def _hash(file: str) -> int:
-    return zlib.crc32(file.encode())
-
-
-HELD_OUT = {"by_class": _by_class, "by_file": _by_file}  # files of one class for evaluation, by data.held_out
-
 # By data.name; every other name is a TFDS data set.
 SOURCES: dict[str, Callable[[Data, bool], Source]] = {
     "digits": lambda cfg, train: digits(train=train),
     "folder": lambda cfg, train: folder(cfg, train=train),
-    "parquet": records.parquet,
+    "table": tables.table,
+    "parquet": hugging_face.parquet,
+    "arrow": hugging_face.arrow,
     "cifar": records.cifar,
 }
 

@@ -18,6 +18,7 @@ from vit_jax.sections import Config, Spec
 from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, schedules, tables
 from vit_jax.training.evaluate import Evaluator
+from vit_jax.training.multilabel import MultiLabelEvaluator
 from vit_jax.training.step import Recipe, State, Teacher, init_state, train_step
 from vit_jax.weights.adapt import Weights
 
@@ -58,8 +59,7 @@ class Setup:
 
     def batch_like(self) -> Any:
         """Shapes and layout of a global batch."""
-        size, channels = self.cfg.train.batch_size, self.cfg.data.channels
-        return meshes.batch_like(size, self.spec.model.image_hw, channels, self.mesh)
+        return meshes.batch_like(self.cfg.train.batch_size, self.spec, self.mesh)
 
     def lower_step(self) -> jax.stages.Lowered:
         """The step lowered for its shapes and layout, ready to compile."""
@@ -86,6 +86,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     _want_classes(data.train)
+    _want_sets(cfg, data)
     spec = describe(cfg, data.train)
     model = build.build(spec.model, scan=train.scan, remat=train.remat)
     recipe = Recipe(
@@ -129,7 +130,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         adopt=jax.jit(begin, out_shardings=layout),
         step=_step(recipe, layout, mesh),
         teacher_params=teacher and _placed(teacher.params, mesh),
-        evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
+        evaluate=_evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
     )
 
 
@@ -141,16 +142,47 @@ def describe(cfg: Config, source: Source) -> Spec:
         preprocess=preprocess_of(cfg.data),
         class_names=source.class_names,
         loss=cfg.loss.name,
+        multi_label=source.multi_label,
     )
+
+
+def _evaluator(model: Any, spec: Spec, mesh: Mesh, batch_size: int) -> Evaluator:
+    kind = MultiLabelEvaluator if spec.multi_label else Evaluator
+    return kind(model, spec, mesh, batch_size)
 
 
 def _want_classes(source: Source) -> None:
     """Raise UserError for data of one class, or of one label."""
     names, labels = source.class_names, source.labels()
+    if labels is not None and source.multi_label and len(names) > 1:
+        if len(labels) and (labels == labels[0]).all():
+            raise UserError("the training data gives all images the same labels: there is nothing to learn")
+        return
     if len(names) == 1 or (labels is not None and len(labels) and labels.min() == labels.max()):
-        only = f" ({names[int(labels[0]) if labels is not None else 0]})" if names else ""
+        label = int(labels[0]) if labels is not None and labels.ndim == 1 else 0
+        only = f" ({names[label]})" if names else ""
         raise UserError(
             f"the training data is of one class{only}: there is nothing to learn; give images of at least two"
+        )
+
+
+def _want_sets(cfg: Config, data: Splits) -> None:
+    """Raise UserError for what does not go with several labels an image."""
+    if data.train.multi_label != data.eval.multi_label:
+        raise UserError("one split gives several labels an image and the other one: want the same of both")
+    if not data.train.multi_label:
+        return
+    several, classes = "the data gives several labels an image", len(data.train.class_names)
+    if cfg.loss.name != "sigmoid":
+        raise UserError(f"{several}, loss.name={cfg.loss.name} learns one: set loss.name=sigmoid")
+    if cfg.loss.teacher:
+        raise UserError(f"{several}, loss.teacher={cfg.loss.teacher} teaches one: leave it out")
+    if cfg.model.classes not in (0, classes):
+        raise UserError(f"model.classes={cfg.model.classes} is not the {classes} of the data: leave it 0")
+    if len(data.eval.class_names) != classes:
+        raise UserError(
+            f"the training split has {classes} classes, the evaluation split {len(data.eval.class_names)}: "
+            "give splits of one data set"
         )
 
 

@@ -18,7 +18,7 @@ from vit_jax.run.tensorboard import Scalars
 from vit_jax.run.workdir import Workdir
 
 UPLOAD_S = 60.0  # between copies to a bucket while nothing else asks for one
-CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1")))
+CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1", "eval/map")))
 
 
 def of_run(folder: Workdir, *, step: int, steps: int) -> list[Sink]:

@@ -57,3 +57,4 @@ class Spec:
     preprocess: Preprocess = section(Preprocess)
     class_names: tuple[str, ...] = field((), "one name a class; empty: unknown")
     loss: LossName = field("softmax", "what turns logits into confidences")
+    multi_label: bool = field(False, "whether an image may be of several classes, or of none")

@@ -39,13 +39,17 @@ class Preprocess:
 class Data(Preprocess):
     """Where images come from and what training does to them on the host."""
 
-    name: str = field("digits", "digits, folder, parquet, cifar, or the name of a prepared TFDS data set")
-    dir: str = field("", "folder of class folders, of parquet or CIFAR files, or TFDS data; also gs://")
+    name: str = field(
+        "digits", "digits, folder, table, parquet, arrow, cifar, or the name of a prepared TFDS data set"
+    )
+    dir: str = field(
+        "", "folder of class folders, tables, parquet, arrow or CIFAR files, or TFDS data; also gs://"
+    )
     stage_dir: str = field("", "where a TFDS data set of gs:// is copied to; empty: in the user's cache")
     train_split: str = field("train", "split to train on, e.g. train[:98%]")
     eval_split: str = field("", "split to evaluate on; empty: validation, val or test, whichever exists")
     held_out: Literal["by_class", "by_file"] = field(
-        "by_class", "of a folder without splits: a tenth of each class, or each file by its name alone"
+        "by_class", "of data without splits: a tenth of each class, or each file by its name alone"
     )
     on_error: Literal["error", "skip"] = field("error", "unreadable example: stop, or weigh it 0 and log it")
     augment: Literal["none", "pad", "inception"] = field(
@@ -74,5 +78,5 @@ class Data(Preprocess):
             fail(
                 f"data.channels={self.channels} has no colours for data.policy or data.jitter: leave them off"
             )
-        if self.name in ("folder", "parquet", "cifar") and not self.dir:
+        if self.name in ("folder", "table", "parquet", "arrow", "cifar") and not self.dir:
             fail(f"data.name={self.name} needs data.dir: the folder that holds its images")

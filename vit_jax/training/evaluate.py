@@ -40,27 +40,30 @@ class Evaluator:
 
     def compile(self, params: Any) -> jax.stages.Compiled:
         """What the first call would compile; `params` are arrays, or their shapes and layout."""
-        batch = meshes.batch_like(
-            self._batch_size, self._spec.model.image_hw, self._spec.preprocess.channels, self._mesh
-        )
         place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.everywhere(self._mesh))
         self._zero.lower().compile()
         sums = jax.tree.map(place, jax.eval_shape(self._zero))
-        return self._add.lower(sums, params, batch).compile()
+        return self._add.lower(sums, params, self._batch_like()).compile()
 
     def __call__(
         self, params: Any, source: Source, cfg: Data, sent: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """What `summarise` says of `source`, read as `cfg` says. `sent` is called after each batch."""
-        rows = meshes.host_rows(self._batch_size, self._mesh)
-        batches = loader.EvalBatches(
-            source, self._spec.preprocess, self._spec.model.image_hw, self._batch_size, rows
-        )
         sums = self._zero()
-        for batch in loader.iterate(batches, cfg):
-            sums = self._add(sums, params, meshes.to_devices(batch, self._batch_size, self._mesh))
+        for batch in self._batches(source, cfg):
+            sums = self._add(sums, params, batch)
             sent()
         return summarise(*jax.device_get(sums))
+
+    def _batches(self, source: Source, cfg: Data) -> Iterator[loader.Batch]:
+        """Global batches on the devices."""
+        spec, size, mesh = self._spec, self._batch_size, self._mesh
+        rows = meshes.host_rows(size, mesh)
+        batches = loader.EvalBatches(source, spec.preprocess, spec.model.image_hw, size, rows)
+        return (meshes.to_devices(batch, size, mesh) for batch in loader.iterate(batches, cfg))
+
+    def _batch_like(self) -> Any:
+        return meshes.batch_like(self._batch_size, self._spec, self._mesh)
 
 
 def walk(
@@ -74,7 +77,9 @@ def walk(
     batch_size: int,
     told: Callable[[int], None] = lambda done: None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """(int32 labels [b], `forward(params, image_bhwc)` as numpy) of each batch, on all of our devices.
+    """(labels, `forward(params, image_bhwc)` as numpy) of each batch, on all of our devices.
+
+    Labels are those of `loader.Batch`.
 
     `forward` is compiled, gives arrays with a row an example, and sees normalised images. Each example comes
     once, in the order of the split, but for those that cannot be read. `told` is called after each batch with
@@ -125,11 +130,21 @@ def summarise(loss: float, top5: float, hits_c: np.ndarray, examples_c: np.ndarr
 
 def format_metrics(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
     """On one line: what there is of `summarise`, which older runs did not store whole."""
+    if "map" in metrics:
+        worst = int(metrics["worst_class"])
+        return (
+            f"mean average precision {metrics['map']:.2%}, worst {_name(worst, class_names)} "
+            f"{metrics['worst']:.2%}, F1 micro {metrics['f1_micro']:.2%}, macro {metrics['f1_macro']:.2%}, "
+            f"loss {metrics['loss']:.4f} on {metrics['examples']:,} examples"
+        )
     parts = [f"top-1 {metrics['top1']:.2%}"]
     parts += [f"top-5 {metrics['top5']:.2%}"] if "top5" in metrics else []
     if "macro" in metrics:
-        worst = int(metrics["worst_class"])
-        name = class_names[worst] if worst < len(class_names) else str(worst)
+        name = _name(int(metrics["worst_class"]), class_names)
         parts[0] += f" (majority class {metrics['majority']:.2%})"
         parts.append(f"mean of classes {metrics['macro']:.2%}, worst {name} {metrics['worst']:.2%}")
     return f"{', '.join(parts)}, loss {metrics['loss']:.4f} on {metrics['examples']:,} examples"
+
+
+def _name(label: int, class_names: Sequence[str]) -> str:
+    return class_names[label] if label < len(class_names) else str(label)

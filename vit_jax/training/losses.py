@@ -38,9 +38,15 @@ def hard_distillation(logits_bc: jax.Array, teacher_bc: jax.Array) -> jax.Array:
     return softmax_cross_entropy(logits_bc, teacher_bc.argmax(axis=1))
 
 
-def smooth(label_b: jax.Array, classes: int, smoothing: float) -> jax.Array:
-    """One-hot labels with a share spread over all classes, [b, c]. arXiv:1512.00567 section 7."""
-    return jax.nn.one_hot(label_b, classes, dtype=jnp.float32) * (1.0 - smoothing) + smoothing / classes
+def smooth(label: jax.Array, classes: int, smoothing: float) -> jax.Array:
+    """Targets with a share spread over all classes, float32 [b, c]. arXiv:1512.00567 section 7.
+
+    Labels are integers [b], or [b, c] of 0 and 1, of several classes or none.
+    """
+    target_bc = (
+        label.astype(jnp.float32) if label.ndim == 2 else jax.nn.one_hot(label, classes, dtype=jnp.float32)
+    )
+    return target_bc * (1.0 - smoothing) + smoothing / classes
 
 
 def in_top(logits_bc: jax.Array, label_b: jax.Array, k: int) -> jax.Array:
@@ -51,3 +57,14 @@ def in_top(logits_bc: jax.Array, label_b: jax.Array, k: int) -> jax.Array:
     score_b1 = jnp.take_along_axis(logits_bc, label_b[:, None], axis=1)
     others_b = (logits_bc >= score_b1).sum(axis=1) - 1
     return (others_b < k).astype(jnp.float32)
+
+
+def in_top_of(logits_bc: jax.Array, own_bc: jax.Array, k: int) -> jax.Array:
+    """1.0 where fewer than k classes that are not an example's own score at least as high as its best one.
+
+    `own_bc` is above 0 at an example's classes; one of no class has no hit. float32 [b].
+    """
+    own_bc = own_bc > 0
+    best_b1 = jnp.where(own_bc, logits_bc, -jnp.inf).max(axis=1, keepdims=True)
+    rivals_b = ((logits_bc >= best_b1) & ~own_bc).sum(axis=1)
+    return ((rivals_b < k) & own_bc.any(axis=1)).astype(jnp.float32)

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vit_jax.data.loader import Batch
 from vit_jax.errors import UserError
 from vit_jax.models.stack import STACK
+from vit_jax.sections import Spec
 
 SMALLEST_SPLIT = 1024  # elements; smaller arrays are kept whole, as moving them costs more than it saves
 
@@ -108,11 +109,13 @@ def to_devices(batch: Batch, batch_size: int, mesh: Mesh) -> Batch:
     return Batch(*map(put, batch))
 
 
-def batch_like(batch_size: int, image_hw: tuple[int, int], channels: int, mesh: Mesh) -> Any:
+def batch_like(batch_size: int, spec: Spec, mesh: Mesh) -> Any:
     """Shapes and layout of what `to_devices` makes."""
+    image_hwc = (*spec.model.image_hw, spec.preprocess.channels)
     sharding = batch_sharding(mesh)
     like = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
-    return Batch(like((*image_hw, channels), np.uint8), like((), np.int32), like((), np.float32))  # pyright: ignore
+    label = like((spec.model.classes,), np.uint8) if spec.multi_label else like((), np.int32)
+    return Batch(like(image_hwc, np.uint8), label, like((), np.float32))  # pyright: ignore
 
 
 def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:

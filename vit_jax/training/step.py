@@ -15,7 +15,7 @@ import optax
 
 from vit_jax.sections import Loss, Optim, Preprocess, Train
 from vit_jax.training import losses, mixing
-from vit_jax.training.losses import in_top
+from vit_jax.training.losses import in_top, in_top_of
 from vit_jax.training.optim import follow
 
 DROPOUT, MIX = 0, 1  # streams of random numbers that never meet
@@ -86,11 +86,15 @@ class Recipe:
 
 
 class Examples(NamedTuple):
-    """A batch on its way into the loss: float32 pixels 0 to 255 [b, h, w, c], targets [b, c], weights [b]."""
+    """A batch on its way into the loss: float32 pixels 0 to 255 [b, h, w, c], targets [b, c], weights [b].
+
+    `own` [b, c] is above 0 at the classes of the image that is the larger part, where it may have several.
+    """
 
     pixels: jax.Array
     target: jax.Array
     weight: jax.Array
+    own: jax.Array | None = None
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False) -> State:
@@ -101,6 +105,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: boo
 
 def train_step(state: State, batch: Any, teacher_params: Any = None, *, recipe: Recipe) -> State:
     """One update. `batch` has uint8 `image` [b, h, w, c], int32 `label` [b], float32 `weight` [b].
+
+    Where examples may be of several classes, `label` is uint8 [b, classes], 1 at each of them.
 
     Dropout and mixing are drawn from `(seed, step)`: the step may be repeated anywhere with the same result.
     A step with a bad loss or gradient changes nothing but the count of skipped steps. The one that follows
@@ -183,7 +189,8 @@ def prepare(batch: Any, classes: int, *, key: jax.Array, cfg: Loss) -> Examples:
     target_bc = losses.smooth(jnp.asarray(batch.label), classes, cfg.label_smoothing)
     pixels_bhwc = jnp.asarray(batch.image).astype(jnp.float32)
     pixels_bhwc, target_bc = mixing.mix(pixels_bhwc, target_bc, key=key, cfg=cfg)
-    return Examples(pixels_bhwc, target_bc, jnp.asarray(batch.weight))
+    own_bc = jnp.asarray(batch.label) if batch.label.ndim == 2 else None
+    return Examples(pixels_bhwc, target_bc, jnp.asarray(batch.weight), own_bc)
 
 
 def accumulate(
@@ -212,7 +219,7 @@ def sharpest(params: Any, grads: Any, rho: float) -> Any:
 
 
 def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg: Loss) -> Sums:
-    """The training loss, and the hits on the larger part of each label.
+    """The training loss, and the hits on the larger part of each label, or on one of several.
 
     `logits` [b, c], or those of the class and the distillation head, which learn from the labels and from the
     teacher; without a teacher both learn from the labels. With two heads, hits are those of their mean.
@@ -228,7 +235,9 @@ def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg
     elif isinstance(logits, tuple):
         loss_b = (loss_b + losses.KINDS[cfg.name](student_bc, part.target)) / 2
     answer_bc = (own_bc + student_bc) / 2 if isinstance(logits, tuple) else own_bc
-    return _sums(loss_b, answer_bc, part.target.argmax(axis=1), part.weight)
+    if part.own is not None:
+        return _sums(loss_b, functools.partial(in_top_of, answer_bc, part.own), part.weight)
+    return _sums(loss_b, functools.partial(in_top, answer_bc, part.target.argmax(axis=1)), part.weight)
 
 
 def eval_step(params: Any, batch: Any, *, model: nn.Module, preprocess: Preprocess) -> EvalSums:
@@ -245,7 +254,8 @@ def normalise(image_bhwc: jax.Array, cfg: Preprocess) -> jax.Array:
 
 def measure(logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> EvalSums:
     """Weighted sums of the softmax cross-entropy and of the hits, whatever loss the model was trained on."""
-    sums = _sums(losses.softmax_cross_entropy(logits_bc, label_b), logits_bc, label_b, weight_b)
+    top = functools.partial(in_top, logits_bc, label_b)
+    sums = _sums(losses.softmax_cross_entropy(logits_bc, label_b), top, weight_b)
     by_class = lambda x_b: jnp.zeros(logits_bc.shape[1], jnp.float32).at[label_b].add(x_b)
     return EvalSums(
         loss=sums.loss,
@@ -260,11 +270,12 @@ def zero_sums() -> Sums:
     return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
 
 
-def _sums(loss_b: jax.Array, logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> Sums:
+def _sums(loss_b: jax.Array, top: Callable[[int], jax.Array], weight_b: jax.Array) -> Sums:
+    """`top(k)` says which examples are hit by the best k classes."""
     total = lambda x_b: (x_b * weight_b).sum()
     return Sums(
         loss=total(loss_b),
-        top1=total(in_top(logits_bc, label_b, 1)),
-        top5=total(in_top(logits_bc, label_b, 5)),
+        top1=total(top(1)),
+        top5=total(top(5)),
         weight=weight_b.sum(),
     )

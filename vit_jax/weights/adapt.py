@@ -23,6 +23,7 @@ class Weights(NamedTuple):
     posemb_method: str = "official"  # how the family resizes positions
     loss: LossName = "softmax"  # what turns logits into confidences
     config: Config | None = None  # that they were trained with, of a run of ours
+    multi_label: bool = False  # whether they were trained on several classes an image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,8 @@ def _from_step(step_dir: Path) -> Weights:
     trees = orbax.read_trees(step_dir, record, params=unflatten_dict(like, sep="/"))
     params = jax.device_get(trees["params"])
     report = _report(str(step_dir), "vit_jax", params, tuple(like))
-    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, loss=spec.loss, config=cfg)
+    told = {"loss": spec.loss, "multi_label": spec.multi_label, "config": cfg}
+    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, **told)
 
 
 class Opened(NamedTuple):
