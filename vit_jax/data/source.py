@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ Picture = Encoded | np.ndarray  # a file's bytes, or uint8 pixels [h, w, c]
 
 
 SHOWN = 4  # names of many in a message
+READERS, READ = 8, 256  # threads that read labels, and examples that one of them reads in a go
 
 
 class Source(Protocol):
@@ -96,6 +98,30 @@ class InMemory(Source):
     def labels(self) -> np.ndarray:
         """int32 [size]."""
         return self.labels_n
+
+
+def read_labels(source: Source) -> np.ndarray:
+    """int32 [size]: as the source knows them, else from reading every example, of which none is decoded.
+
+    -1 stands for an example that cannot be read.
+    """
+    known = source.labels()
+    if known is not None:
+        return known
+
+    def read(first: int) -> list[int]:
+        return [_label(source, index) for index in range(first, min(first + READ, source.size))]
+
+    with ThreadPoolExecutor(READERS) as threads:
+        parts = threads.map(read, range(0, source.size, READ))
+        return np.array([label for part in parts for label in part], np.int32)
+
+
+def _label(source: Source, index: int) -> int:
+    try:
+        return source.get(index)[1]
+    except BrokenExample:
+        return -1
 
 
 def labels_in(model: Sequence[str], data: Sequence[str], *, classes: int) -> np.ndarray:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.config import preprocess_of
-from vit_jax.data.source import Source, Splits
+from vit_jax.data.source import Source, Splits, read_labels
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.stack import stack, unstack
 from vit_jax.sections import Config, Spec
+from vit_jax.training import losses, optim, schedules, tables
 from vit_jax.training import mesh as meshes
-from vit_jax.training import optim, schedules, tables
 from vit_jax.training.evaluate import Evaluator
 from vit_jax.training.step import Recipe, State, Teacher, init_state, train_step
 from vit_jax.weights.adapt import Weights
@@ -80,6 +80,8 @@ class Setup:
 def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None) -> Setup:
     """The Setup of `cfg` on `mesh`, distilling from `teacher`. Makes no array and opens no file.
 
+    (With loss.class_weights=balanced it asks for all labels, which some sources read from their files.)
+
     Raises UserError for fields that do not fit each other, the devices, the data or the teacher.
     """
     train = cfg.train
@@ -97,6 +99,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         optim=cfg.optim,
         loss=cfg.loss,
         teacher=teacher and _teacher(cfg, spec, teacher),
+        class_weights=_class_weights(cfg, spec.model.classes, data.train),
     )
 
     def fresh() -> Any:
@@ -152,6 +155,18 @@ def _want_classes(source: Source) -> None:
         raise UserError(
             f"the training data is of one class{only}: there is nothing to learn; give images of at least two"
         )
+
+
+def _class_weights(cfg: Config, classes: int, source: Source) -> tuple[float, ...]:
+    """`loss.class_weights` as numbers. Raises UserError unless there is one a class."""
+    weights = cfg.loss.class_weights
+    if isinstance(weights, str):
+        return losses.balanced(read_labels(source), classes)
+    if weights and len(weights) != classes:
+        raise UserError(
+            f"loss.class_weights has {len(weights)} numbers, the model {classes} classes: give one each"
+        )
+    return weights
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:

@@ -6,6 +6,7 @@ from typing import Literal
 from vit_jax.fields import check, fail, field, rate, share
 
 LossName = Literal["softmax", "sigmoid"]
+BALANCED = "balanced"  # of Loss.class_weights
 ALIKE, NO_TEACHER = "1 trains all layers alike", "unset loss.teacher for none"
 
 
@@ -52,6 +53,9 @@ class Loss:
     """What training minimises, and how it mixes the images of a batch on the devices."""
 
     name: LossName = field("softmax", "cross-entropy, or one binary one a class, summed")
+    class_weights: str | tuple[float, ...] = field(
+        (), "balanced: examples / (classes * examples of a class); or a number a class; empty: all 1"
+    )
     label_smoothing: float = rate("share of a label spread over all classes")
     mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: none", least=0)
     cutmix: float = field(0.0, "alpha of the area cut from another image; with mixup: in turns", least=0)
@@ -62,6 +66,11 @@ class Loss:
 
     def __post_init__(self) -> None:
         check(self, "loss")
+        weights = self.class_weights
+        if isinstance(weights, str) and weights != BALANCED:
+            fail(f"loss.class_weights={weights} is not {BALANCED}, and not one number a class")
+        if not isinstance(weights, str) and any(w <= 0 for w in weights):
+            fail(f"loss.class_weights={weights} must be above 0: leave out the images of a class instead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
