@@ -108,6 +108,7 @@ IN_THE_RUN = {
     "train.eval_every": ({}, 2),
     "train.checkpoint_every": ({}, 3),
     "train.keep": ({}, 1),
+    "train.patience": ({"train.eval_every": 1, "train.best": "loss", "optim.lr": 1e-30}, 2),
 }
 # Fields that take files or much time, with the test that shows what they change.
 OBSERVED_ELSEWHERE = {
@@ -116,6 +117,7 @@ OBSERVED_ELSEWHERE = {
     "data.cache_gib": "test_a_run_reads_its_files_once",
     "data.stage_dir": "test_a_tfds_data_set_is_copied_once_and_gives_the_same_examples",
     "loss.teacher": "test_a_file_can_be_the_teacher",
+    "train.best": "test_the_best_is_that_of_the_metric_and_ties_keep_the_first",
     "train.stall_minutes": "test_no_limit_no_thread",
 }
 TABLES = (IN_THE_STEP, IN_THE_BATCHES, IN_THE_LOADER, IN_THE_RUN, OBSERVED_ELSEWHERE)

@@ -17,7 +17,7 @@ from vit_jax.models.stack import stack, unstack
 from vit_jax.sections import Config, Spec
 from vit_jax.training import losses, optim, schedules, tables
 from vit_jax.training import mesh as meshes
-from vit_jax.training.evaluate import Evaluator
+from vit_jax.training.evaluate import SIGN, Evaluator
 from vit_jax.training.step import Recipe, State, Teacher, init_state, train_step
 from vit_jax.weights.adapt import Weights
 
@@ -106,6 +106,10 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         key = jax.random.key(cfg.seed)
         return build.init(model, key, image_hw=spec.model.image_hw, channels=cfg.data.channels)
 
+    evaluate = Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size)
+    if train.best not in evaluate.metrics:
+        have = ", ".join(name for name in SIGN if name in evaluate.metrics)
+        raise UserError(f"train.best={train.best} is not measured on this data: give one of {have}")
     params = jax.eval_shape(fresh)
     tables.check(cfg.optim, params)
     stacked = train.scan and tables.same_in_all_blocks(cfg.optim, params)
@@ -132,7 +136,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         adopt=jax.jit(begin, out_shardings=layout),
         step=_step(recipe, layout, mesh),
         teacher_params=teacher and _placed(teacher.params, mesh),
-        evaluate=Evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
+        evaluate=evaluate,
     )
 
 

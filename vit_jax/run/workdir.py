@@ -26,7 +26,7 @@ class Workdir:
         self.path = path
         self.config = path / "config.json"
         self.checkpoints = path / orbax.CHECKPOINTS  # numbered steps
-        self.best = path / orbax.BEST  # the one step of the highest top-1
+        self.best = path / orbax.BEST  # the one step of the best train.best
         self.unsound = path / "unsound"  # steps that were set aside
         self.metrics = path / "metrics.jsonl"
         self.log = path / "log.txt"

@@ -6,6 +6,7 @@ from typing import Literal
 from vit_jax.fields import check, fail, field, rate, share
 
 LossName = Literal["softmax", "sigmoid"]
+BestName = Literal["top1", "top5", "macro", "loss"]  # training.evaluate.SIGN has them, too
 BALANCED = "balanced"  # of Loss.class_weights
 ALIKE, NO_TEACHER = "1 trains all layers alike", "unset loss.teacher for none"
 
@@ -83,6 +84,8 @@ class Train:
     eval_batch_size: int = field(0, "examples an evaluation batch; 0: as batch_size", least=0)
     eval_every: int = field(0, "steps between evaluations; 0: only at the end", least=0)
     checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved", least=1)
+    best: BestName = field("top1", "metric of evaluations by which best/ is chosen; of loss the lowest")
+    patience: int = field(0, "stop after so many evaluations without a better best; 0: never", least=0)
     keep: int = field(2, "newest checkpoints kept; the best is kept apart", least=1)
     log_every: int = field(50, "steps between log lines and metrics", least=1)
     stall_minutes: float = field(30.0, "end all processes if one makes no progress; 0: never", least=0)
@@ -98,5 +101,7 @@ class Train:
         check(self, "train")
         if bool(self.steps) == bool(self.epochs):
             fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
+        if self.patience and not self.eval_every:
+            fail(f"train.patience={self.patience} counts evaluations: set train.eval_every to have some")
         if self.spike and self.spike <= 1:
             fail(f"train.spike={self.spike} must be above 1, or 0 for no guard")

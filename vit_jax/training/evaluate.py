@@ -18,6 +18,7 @@ from vit_jax.training import mesh as meshes
 from vit_jax.training.step import EvalSums, eval_step, normalise
 
 BEST = 5  # of top-5
+SIGN = {"top1": 1, "top5": 1, "macro": 1, "loss": -1}  # of what `train.best` may name: 1 where more is better
 
 
 class Evaluator:
@@ -37,6 +38,12 @@ class Evaluator:
         )
         self._spec, self._mesh = spec, mesh
         self._batch_size = _filling(batch_size, mesh)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what a call measures."""
+        one_c = np.ones(self._spec.model.classes)
+        return tuple(summarise(0.0, 0.0, one_c, one_c))
 
     def compile(self, params: Any) -> jax.stages.Compiled:
         """What the first call would compile; `params` are arrays, or their shapes and layout."""
@@ -121,6 +128,11 @@ def summarise(loss: float, top5: float, hits_c: np.ndarray, examples_c: np.ndarr
         "worst_class": worst,
         "loss": float(loss) / examples,
     }
+
+
+def score(metrics: Mapping[str, float], name: str) -> float:
+    """The metric of that name, negative where less of it is better."""
+    return SIGN[name] * metrics[name]
 
 
 def format_metrics(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
