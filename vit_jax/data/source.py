@@ -43,6 +43,10 @@ class Source(Protocol):
         """All that the examples are read from, sorted: equal lists mean equal examples."""
         ...
 
+    def path(self, index: int) -> str:
+        """The file of an example; empty where it has none of its own."""
+        return ""
+
     def labels(self) -> np.ndarray | None:
         """int32 [size] if known without reading pictures."""
         return None

@@ -108,7 +108,11 @@ class Folder(Source):
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`. Raises BrokenExample if its file cannot be read."""
-        return _encoded(os.path.join(self.root, self.images[index])), int(self.labels_n[index])
+        return _encoded(self.path(index)), int(self.labels_n[index])
+
+    def path(self, index: int) -> str:
+        """The file of example `index`."""
+        return os.path.join(self.root, self.images[index])
 
     def files(self) -> list[File]:
         """Every file below the folder."""
@@ -138,6 +142,10 @@ class Files(Source):
     def get(self, index: int) -> tuple[Encoded, int]:
         """Image `index`. Raises BrokenExample if its file cannot be read."""
         return _encoded(self.images[index]), index
+
+    def path(self, index: int) -> str:
+        """The file of image `index`."""
+        return self.images[index]
 
     def files(self) -> list[File]:
         """Those that are there."""

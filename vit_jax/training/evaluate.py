@@ -80,12 +80,13 @@ def walk(
     image_hw: tuple[int, int],
     batch_size: int,
     told: Callable[[int], None] = lambda done: None,
+    which: Callable[[np.ndarray], None] = lambda index_b: None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """(int32 labels [b], `forward(params, image_bhwc)` as numpy) of each batch, on all of our devices.
 
     `forward` is compiled, gives arrays with a row an example, and sees normalised images. Each example comes
     once, in the order of the split, but for those that cannot be read. `told` is called after each batch with
-    the number of examples done.
+    the number of examples done, `which` before it is yielded with the places of its examples in the split.
     """
     done = 0
     mesh = meshes.make("any", 1)
@@ -93,10 +94,11 @@ def walk(
     params = jax.device_put(params, meshes.shardings(params, mesh))
     program = jax.jit(lambda params, image_bhwc: forward(params, normalise(image_bhwc, preprocess)))
     batches = loader.EvalBatches(source, preprocess, image_hw, size, list(range(size)))
-    for batch in loader.iterate(batches, cfg):
+    for step, batch in enumerate(loader.iterate(batches, cfg)):
         with jax.set_mesh(mesh):
             made = program(params, jax.device_put(batch.image, meshes.batch_sharding(mesh)))
         real = batch.weight > 0
+        which(step * size + np.flatnonzero(real))
         yield batch.label[real], jax.tree.map(lambda x, real=real: np.asarray(x)[real], made)
         told(done := done + int(real.sum()))
 
