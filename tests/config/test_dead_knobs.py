@@ -118,6 +118,8 @@ OBSERVED_ELSEWHERE = {
     "data.stage_dir": "test_a_tfds_data_set_is_copied_once_and_gives_the_same_examples",
     "loss.teacher": "test_a_file_can_be_the_teacher",
     "train.best": "test_the_best_is_that_of_the_metric_and_ties_keep_the_first",
+    "train.sinks": "test_a_table_has_each_line_once_after_a_kill",
+    "train.profile_steps": "test_steps_are_profiled_into_the_folder_of_the_run",
     "train.stall_minutes": "test_no_limit_no_thread",
 }
 TABLES = (IN_THE_STEP, IN_THE_BATCHES, IN_THE_LOADER, IN_THE_RUN, OBSERVED_ELSEWHERE)

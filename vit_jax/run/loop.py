@@ -16,12 +16,13 @@ from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.paths import Path
-from vit_jax.run import diagnose, distributed, first_state, patience, watchdog
+from vit_jax.run import diagnose, distributed, first_state, loggers, patience, pictures, watchdog
 from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
 from vit_jax.run.evaluation import Evaluations
 from vit_jax.run.patience import Standing
+from vit_jax.run.profile import Profile
 from vit_jax.run.report import Reporter, Sink
 from vit_jax.run.setup import Setup, set_up
 from vit_jax.run.workdir import Workdir
@@ -61,6 +62,7 @@ def run(
     ended if the run stalls; without it a run in one process only says so.
     """
     clock = Clock(started)
+    loggers.check(cfg.train.sinks)
     mesh = meshes.make(cfg.device, cfg.fsdp)
     primary = jax.process_index() == 0
     if primary:
@@ -95,10 +97,11 @@ def run(
         if not step:
             best.begin_anew()
         clock.begin(step, repeated=max(own_sinks.reached(folder.metrics) - step, 0) if primary else 0)
-        own = own_sinks.of_run(folder, step=step, steps=setup.steps) if primary else []
+        own = own_sinks.of_run(folder, cfg, step=step, steps=setup.steps) if primary else []
         with Reporter([*own, *sinks] if primary else []) as report:
             evaluate = Evaluations(setup, data.eval, best, report, clock)
-            loop = _Loop(setup, data, teacher_params, checkpoints, evaluate, report, clock)
+            profile = enter(Profile(cfg.train.profiled() if primary else None, folder))
+            loop = _Loop(setup, data, teacher_params, checkpoints, evaluate, report, clock, profile)
             loop.introduce(step)
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, standing, stop)
@@ -143,6 +146,7 @@ class _Loop:
     evaluate: Evaluations
     report: Reporter
     clock: Clock
+    profile: Profile
 
     def introduce(self, step: int) -> None:
         """Say the notices of set-up, then what the run will do."""
@@ -172,13 +176,17 @@ class _Loop:
         stopped = None
         last = step == setup.steps or standing.ended(cfg)
         while not last and not (stopped := stop(step)):
+            self.profile.before(step + 1)
             with self.clock.spent("data"):
                 batch = next(stream)
+            if not step:
+                self.report.show(1, "first_batch", pictures.tiled(batch.image))
             state, halted = setup.step(
                 state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), self.teacher_params
             )
             step += 1
             self.clock.sent(step)
+            self.profile.after(step, halted)
             sent.append(halted)
             if len(sent) > SENT_AHEAD and float(sent.popleft()):
                 self._halt(state, standing)

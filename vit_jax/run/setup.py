@@ -86,6 +86,8 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
     """
     train = cfg.train
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
+    if (profiled := train.profiled()) and profiled[0] > steps:
+        raise UserError(f"train.profile_steps={train.profile_steps} is after the last step, {steps}")
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     _want_classes(data.train)
     spec = describe(cfg, data.train)

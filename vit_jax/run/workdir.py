@@ -32,6 +32,7 @@ class Workdir:
         self.log = path / "log.txt"
         self.tensorboard = path / "tensorboard"
         self.curves = path / "curves.png"
+        self.loggers = path / "loggers.json"  # what W&B and MLflow call the run
         self.claims = path / "claims"  # of a folder in a bucket, see lease.py
 
     def make(self, cfg: Config, *, accept_change: bool) -> None:
