@@ -7,7 +7,7 @@ import struct
 from collections import Counter
 
 import pytest
-from tiny_run import tiny
+from tiny_run import CONFIG_FILE, read_until, start, tiny
 
 import vit_jax
 from vit_jax import config
@@ -56,22 +56,27 @@ def test_a_table_has_each_line_once_after_a_kill(tmp_path):
     assert "eval/top1" in table[0]
 
 
-def test_mlflow_has_each_metric_once_a_step_after_a_kill(tmp_path, monkeypatch):
-    pytest.importorskip("mlflow")
+def told_to_mlflow(workdir):
+    """The rows of the one run in its store."""
     from mlflow.tracking import MlflowClient
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    rows = killed_and_continued("mlflow", tmp_path)
-    client = MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    client = MlflowClient(tracking_uri=(workdir / "mlruns").as_uri())
     (run,) = client.search_runs([client.get_experiment_by_name("vit_jax").experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.params["optim.lr"] == "0.001"
-    told = [
+    return [
         {"step": m.step, m.key: m.value}
         for name in run.data.metrics
         for m in client.get_metric_history(run.info.run_id, name)
     ]
+
+
+def test_mlflow_has_each_metric_once_a_step_after_a_kill(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    rows = killed_and_continued("mlflow", tmp_path)
+    told = told_to_mlflow(tmp_path)
     assert timeless(flat(told)) == timeless(flat(rows))
     assert flat(told).keys() >= {key for key in flat(rows) if key[1] > 3}
 
@@ -94,13 +99,11 @@ def records(path):
             parts = b""
 
 
-def test_an_offline_folder_of_wandb_has_each_metric_once_a_step_after_a_kill(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+def told_to_wandb(workdir):
+    """The rows of the one offline run."""
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    rows = killed_and_continued("wandb", tmp_path)
-    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (folder,) = workdir.glob("wandb/offline-run-*")
     (file,) = folder.glob("*.wandb")
     told, fields = [], {}
     for data in records(file):
@@ -111,8 +114,41 @@ def test_an_offline_folder_of_wandb_has_each_metric_once_a_step_after_a_kill(tmp
             told.append({"step": items["_step"], **values})
         if record.WhichOneof("record_type") == "run":
             fields |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.run.config.update}
-    assert flat(told) == flat(rows)
     assert fields["optim"]["lr"] == 1e-3
+    return told
+
+
+def test_an_offline_folder_of_wandb_has_each_metric_once_a_step_after_a_kill(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    rows = killed_and_continued("wandb", tmp_path)
+    assert flat(told_to_wandb(tmp_path)) == flat(rows)
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_leave_each_metric_once_a_step(tmp_path, monkeypatch):
+    for name in loggers.EXTRAS:
+        pytest.importorskip(name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    file, workdir = tmp_path / "tiny.py", tmp_path / "run"
+    file.write_text(CONFIG_FILE)
+    fields = ("train.sinks=csv,wandb,mlflow", "train.steps=20", "train.eval_every=5", "model.depth=1")
+    arguments = [f"--config.{field}" for field in fields]  # checkpoints 7, 14 and 20
+    for line in ("^step 5: evaluation", "^step 10/", "^step 13/"):
+        process = start(file, workdir, *arguments)
+        read_until(process, line)
+        process.kill()
+        process.communicate()
+    process = start(file, workdir, *arguments)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == set(range(1, 21))
+    assert flat(told_to_wandb(workdir)) == flat(rows)
+    assert timeless(flat(told_to_mlflow(workdir))) == timeless(flat(rows))
+    assert len((workdir / "metrics.csv").read_text().splitlines()) == 1 + len(rows)
 
 
 def test_what_is_not_installed_or_unknown_is_one_line(tmp_path, monkeypatch):
