@@ -225,5 +225,9 @@ def _is_literal(hint: Any) -> bool:
 def _wanted(hint: Any) -> str:
     if _is_literal(hint):
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_wanted, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each {_wanted(typing.get_args(hint)[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names[hint] if hint in names else str(hint)

@@ -61,6 +61,7 @@ IN_THE_STEP = {
     "optim.sam_rho": ({}, 0.1),
     "optim.ema": ({}, 0.9),
     "loss.name": ({},),
+    "loss.class_weights": ({}, "balanced"),
     "loss.label_smoothing": ({}, 0.1),
     "loss.mixup": ({}, 0.2),
     "loss.cutmix": ({}, 0.2),
@@ -87,6 +88,7 @@ IN_THE_BATCHES = {
     "data.dir": ({}, "b"),
     "data.train_split": ({}, "other"),
     "data.eval_split": ({}, "test"),
+    "data.balance": ({}, True),
     "data.augment": ({},),
     "data.pad_px": ({"data.augment": "pad"}, 3),
     "data.min_area": ({}, 0.9),
@@ -106,6 +108,7 @@ IN_THE_RUN = {
     "train.eval_every": ({}, 2),
     "train.checkpoint_every": ({}, 3),
     "train.keep": ({}, 1),
+    "train.patience": ({"train.eval_every": 1, "train.best": "loss", "optim.lr": 1e-30}, 2),
 }
 # Fields that take files or much time, with the test that shows what they change.
 OBSERVED_ELSEWHERE = {
@@ -114,6 +117,9 @@ OBSERVED_ELSEWHERE = {
     "data.cache_gib": "test_a_run_reads_its_files_once",
     "data.stage_dir": "test_a_tfds_data_set_is_copied_once_and_gives_the_same_examples",
     "loss.teacher": "test_a_file_can_be_the_teacher",
+    "train.best": "test_the_best_is_that_of_the_metric_and_ties_keep_the_first",
+    "train.sinks": "test_a_table_has_each_line_once_after_a_kill",
+    "train.profile_steps": "test_steps_are_profiled_into_the_folder_of_the_run",
     "train.stall_minutes": "test_no_limit_no_thread",
 }
 TABLES = (IN_THE_STEP, IN_THE_BATCHES, IN_THE_LOADER, IN_THE_RUN, OBSERVED_ELSEWHERE)

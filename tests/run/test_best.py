@@ -14,17 +14,17 @@ from vit_jax.weights.formats import orbax
 def test_the_best_is_known_to_who_goes_on_and_is_set_aside_where_it_cannot_be_read(tmp_path):
     folder = tmp_path / "best"
     best = checkpoint.Best(folder)
-    assert best.top1 < 0
+    assert best.score < 0
     best.save(3, {"metrics": {"top1": 0.25}}, params={"x": jnp.ones(2)})
     best.save(5, {"metrics": {"top1": 0.5}}, params={"x": jnp.zeros(2)})
     best.close()
     again = checkpoint.Best(folder)
-    assert (orbax.steps_in(folder), again.top1, again.notices) == ([5], 0.5, [])
+    assert (orbax.steps_in(folder), again.score, again.notices) == ([5], 0.5, [])
     again.close()
     for file in (folder / "5" / "record").iterdir():
         file.unlink()
     third = checkpoint.Best(folder)
-    assert third.top1 < 0
+    assert third.score < 0
     assert re.fullmatch(r"checkpoint \S*best/5 cannot be read \(.*\): set aside", third.notices[0])
     assert (tmp_path / "unsound" / "best-5").is_dir()
     third.save(5, {"metrics": {"top1": 0.1}}, params={"x": jnp.ones(2)})
@@ -54,7 +54,7 @@ def test_a_damaged_best_is_set_aside(tmp_path, damage):
     best.close()
     damage(tmp_path / "best" / "5")
     again = checkpoint.Best(tmp_path / "best")
-    assert again.top1 < 0
+    assert again.score < 0
     assert again.notices[0].endswith(": set aside")
     assert not orbax.steps_in(tmp_path / "best")
     again.close()

@@ -24,7 +24,7 @@ from vit_jax.models.vit import Pool
 from vit_jax.sections import Data, Model, Preprocess
 from vit_jax.training.evaluate import walk
 
-FORMAT = 2  # of what is kept; another number for another meaning, so that no old file is taken
+FORMAT = 3  # of what is kept; another number for another meaning, so that no old file is taken
 POOLINGS = ("token", "gap", "model")  # that make one row of an image
 Pooling = Literal["model", "token", "gap", "none"]
 
@@ -47,11 +47,12 @@ class Column(NamedTuple):
 class Split(NamedTuple):
     """float32 [n, p] of each column, [n, tokens, d] of one that is not pooled, and int32 labels [n].
 
-    All in the order of the split.
+    All in the order of the split; `place` [n] is that in it, since some examples cannot be read.
     """
 
     columns: dict[Column, np.ndarray]
     label: np.ndarray
+    place: np.ndarray
 
 
 def seen_by_head(cfg: Model) -> Column:
@@ -178,8 +179,8 @@ class Job:
         """
         forward = lambda params, image_bhwc: extract(self.cfg, params, image_bhwc, self.columns)
         seen = {"preprocess": self.preprocess, "image_hw": self.cfg.image_hw, "batch_size": self.batch_size}
-        labels, rows = [], []
-        for label_b, made in walk(forward, params, source, self.data, told=told, **seen):
+        labels, rows, at = [], [], []
+        for label_b, made in walk(forward, params, source, self.data, told=told, which=at.append, **seen):
             labels.append(label_b)
             rows.append(made)
         label_n = np.concatenate(labels)
@@ -191,7 +192,7 @@ class Job:
             raise UserError(
                 f"the model gives features that are not finite: {', '.join(bad)}: nothing was kept"
             )
-        return Split(made, label_n)
+        return Split(made, label_n, np.concatenate(at))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +234,7 @@ def load(path: Path, key: str, columns: tuple[Column, ...]) -> Split | None:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["key"]) != key:
                 return None
-            return Split({column: file[column.name] for column in columns}, file["label"])
+            return Split({c: file[c.name] for c in columns}, file["label"], file["place"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -245,7 +246,7 @@ def save(path: Path, key: str, split: Split) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             part = Path(file.name)
-            np.savez(file, key=np.array(key), label=split.label, **arrays)
+            np.savez(file, key=np.array(key), label=split.label, place=split.place, **arrays)
         part.replace(path)
     except BaseException as error:
         if part:

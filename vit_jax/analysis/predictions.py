@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_jax import paths
 from vit_jax.analysis.calibration import CONFIDENCE
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 from vit_jax.training.evaluate import BEST, summarise
@@ -23,6 +24,8 @@ class Predictions(NamedTuple):
     loss: np.ndarray  # float32
     logits: np.ndarray | None
     images_per_s: float  # after the first batch, which compiles; 0 if there is no second one
+    place: np.ndarray | None = None  # int64, in the split, of which some examples cannot be read
+    path: np.ndarray | None = None  # text, its file, where examples have files
 
 
 class Sets(NamedTuple):
@@ -75,6 +78,12 @@ def collect(
     label, predicted, confidence, rank, losses = (np.concatenate(c) for c in zip(*rows, strict=True))
     logits = np.concatenate(kept) if keep_logits else None
     return Predictions(label, predicted, confidence, rank, losses, logits, rate)
+
+
+def located(found: Predictions, index: np.ndarray, source: Source) -> Predictions:
+    """The predictions with the places of their examples in `source`, and their files if it has any."""
+    files = [source.path(int(i)) for i in index]
+    return found._replace(place=index, path=np.array(files) if any(files) else None)
 
 
 def metrics(found: Predictions, *, classes: int) -> dict[str, float]:

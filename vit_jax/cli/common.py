@@ -19,6 +19,7 @@ from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
@@ -192,8 +193,20 @@ def progress(what: str, total: int) -> Callable[[int], None]:
     return told
 
 
-def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *, columns: int) -> None:
-    """Pictures in rows of at most `columns`, a title over each. Raises UserError if it cannot be written."""
+def shown(image_hwc: "np.ndarray") -> "np.ndarray":
+    """What there is to see of any number of channels: grey [h, w], or RGB."""
+    if image_hwc.shape[-1] < 3:
+        return image_hwc[..., 0]
+    return image_hwc[..., :3].copy()
+
+
+def save_sheet(
+    pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *, columns: int, option: str = "--out"
+) -> None:
+    """Pictures in rows of at most `columns`, a title over each, in the file that `option` named.
+
+    Raises UserError if it cannot be written.
+    """
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     columns = min(columns, len(pictures))
@@ -205,7 +218,7 @@ def save_sheet(pictures: "Sequence[Image]", titles: Sequence[str], path: Path, *
         smooth = None if picture.width >= PANEL_PX else "nearest"
         axes.imshow(picture, cmap="gray", interpolation=smooth)
         axes.set_title(title, fontsize=10)
-    save_figure(figure, path, "--out")
+    save_figure(figure, path, option)
 
 
 def save_figure(figure: "Figure", path: Path, option: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_jax import config
-from vit_jax.cli.common import make_parser, output_path, run_command
+from vit_jax.cli.common import make_parser, output_path, run_command, shown
 from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.source import Label, Source
@@ -116,7 +116,7 @@ def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
         except BrokenExample as e:
             views, text = [], str(e)
         for column, image_hwc in enumerate(views):
-            cell = Image.fromarray(_shown(image_hwc)).resize((w * zoom, h * zoom), Image.Resampling.NEAREST)
+            cell = Image.fromarray(shown(image_hwc)).resize((w * zoom, h * zoom), Image.Resampling.NEAREST)
             out.paste(cell, (column * cell_w, row * cell_h + LABEL_PX))
         draw.text((2, row * cell_h + 1), text, fill="black")
         if row == 0:
@@ -155,14 +155,6 @@ def _save(image: Image.Image, path: Path) -> None:
         image.save(path)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot write --out={path}: {e}") from e
-
-
-def _shown(image_hwc: np.ndarray) -> np.ndarray:
-    """Grey, RGB, or the first three of other channels."""
-    channels = image_hwc.shape[-1]
-    if channels == 2:
-        image_hwc = image_hwc[..., :1]
-    return image_hwc[..., 0] if image_hwc.shape[-1] == 1 else np.ascontiguousarray(image_hwc[..., :3])
 
 
 def _text(report: dict[str, Any], split: str) -> str:

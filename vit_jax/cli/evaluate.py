@@ -17,23 +17,25 @@ from vit_jax.cli.common import (
     output_path,
     progress,
     run_command,
-    save_figure,
     tell,
 )
 from vit_jax.data.source import labels_in, some
 from vit_jax.errors import UserError
-from vit_jax.paths import Path
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.evaluate runs/quickstart
   python -m vit_jax.cli.evaluate runs/b16 --data.name=imagenet_v2 --data.eval_split=test --json
   python -m vit_jax.cli.evaluate runs/b16 --compare runs/s16 --table --confusion confusion.png
+  python -m vit_jax.cli.evaluate runs/b16 --worst worst.png --csv examples.csv
   python -m vit_jax.cli.evaluate runs/b16 --data.eval_split=validation[:20%] --calibrate
 
 data fields that are not given are those that the run was trained with. --calibrate fits a temperature and
 conformal quantiles, which predict uses: evaluate on other examples than those it was fitted on. Of several
 labels an image, it chooses each class's threshold instead of quantiles, and mean average precision and F1 are
 told.
+
+--csv has path, label, predicted, confidence and loss of each example; where examples have no files, path is
+the number of the example in the split. --worst draws the most confident errors.
 """
 
 
@@ -48,6 +50,10 @@ def main() -> None:
         "--confusion", type=output_path(*FIGURES), help="draw the confusion matrix to this file"
     )
     parser.add_argument("--save", type=output_path(".npz"), help="write a row an example to this .npz file")
+    parser.add_argument("--csv", type=output_path(".csv"), help="the same with names, to this .csv file")
+    parser.add_argument(
+        "--worst", type=output_path(*FIGURES), help="draw the most confident errors to this file"
+    )
     parser.add_argument("--compare", help="another model, or what --save wrote for it: paired McNemar test")
     parser.add_argument("--calibrate", action="store_true", help="fit confidences, and save them beside ref")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -58,6 +64,7 @@ def main() -> None:
         raise UserError("--calibrate is for the size of the model, as predict is: leave --image_size out")
 
     from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
+    from vit_jax.cli import mistakes
 
     opened = _open(args.ref, rest, args, None)
     if opened.source.multi_label:
@@ -83,14 +90,19 @@ def main() -> None:
         facts["calibration"] = {"temperature": fitted.temperature, "file": str(where)}
     if args.save:
         predictions.save(args.save, found)
+    if args.csv:
+        mistakes.write(args.csv, found, names)
     if args.confusion:
-        draw(found, names, args.confusion)
+        mistakes.draw_confusion(found, names, args.confusion)
+    if args.worst:
+        facts["errors"] = mistakes.draw_worst(args.worst, found, names, opened.source)
     print(json.dumps(facts) if args.json else _text(facts, table=args.table))
 
 
 class _Opened(NamedTuple):
-    """A model and its data: names of the data's classes, the model's number of each, and of batches (labels,
-    logits).
+    """A model and its data: names of the data's classes, the model's number of each, (labels, logits).
+
+    `at` gets the places in the split of each batch's examples as it is read.
     """
 
     loaded: Any
@@ -99,6 +111,7 @@ class _Opened(NamedTuple):
     names: list[str]
     to: np.ndarray
     batches: Any
+    at: list[np.ndarray]
 
 
 def _open(ref: str, rest: list[str], args: argparse.Namespace, data: Any) -> _Opened:
@@ -125,8 +138,9 @@ def _open(ref: str, rest: list[str], args: argparse.Namespace, data: Any) -> _Op
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": args.batch_size}
     told = progress(f"evaluate {ref}: examples", source.size)
-    made = walk(forward, loaded.params, source, data, told=told, **seen)
-    return _Opened(loaded, data, source, list(source.class_names), to, made)
+    at: list[np.ndarray] = []
+    made = walk(forward, loaded.params, source, data, told=told, which=at.append, **seen)
+    return _Opened(loaded, data, source, list(source.class_names), to, made, at)
 
 
 def _collect(opened: _Opened, *, keep_logits: bool) -> tuple[Any, list[str]]:
@@ -136,6 +150,7 @@ def _collect(opened: _Opened, *, keep_logits: bool) -> tuple[Any, list[str]]:
     spec = opened.loaded.spec
     logits = ((_renumbered(label_b, opened.to), logits_bc) for label_b, logits_bc in opened.batches)
     found = predictions.collect(logits, keep_logits=keep_logits, loss=spec.loss)
+    found = predictions.located(found, np.concatenate(opened.at), opened.source)
     names = spec.class_names or tuple(opened.names)
     return found, [names[i] if i < len(names) else str(i) for i in range(spec.model.classes)]
 
@@ -211,24 +226,6 @@ def _text(facts: dict[str, Any], *, table: bool) -> str:
         rows = sorted(facts["classes"], key=lambda row: row["top1"])
         lines += [f"  {row['top1']:7.2%}  of {row['examples']:6,}  {row['class']}" for row in rows]
     return "\n".join(lines)
-
-
-def draw(found: Any, names: list[str], path: Path) -> None:
-    """The confusion matrix, a row a true class, in shares. Raises UserError if it cannot be written."""
-    from matplotlib.figure import Figure  # slow to import, and only needed here
-
-    from vit_jax.analysis.statistics import confusion
-
-    counts = confusion(found.label, found.predicted, len(names))
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.subplots()
-    figure.colorbar(axes.imshow(share, vmin=0, vmax=1, cmap="viridis"), label="share of the true class")
-    axes.set(xlabel="predicted", ylabel="true")
-    if len(names) <= 30:
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-    save_figure(figure, path, "--confusion")
 
 
 if __name__ == "__main__":

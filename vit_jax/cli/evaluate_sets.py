@@ -27,9 +27,9 @@ def report(
     from vit_jax.analysis import calibration, predictions, statistics
     from vit_jax.training import multilabel
 
-    if args.compare or args.confusion:
-        option = "--compare" if args.compare else "--confusion"
-        raise UserError(f"{option} is for one label an image, and the data gives several: leave it out")
+    for option in ("compare", "confusion", "worst", "csv"):
+        if getattr(args, option):
+            raise UserError(f"--{option} is for one label an image, and the data gives several: leave it out")
     found = predictions.collect_sets((label_bc, logits_bc[:, to]) for label_bc, logits_bc in batches)
     z_nc, own_nc = found.logits.astype(np.float64), found.label > 0
     temperature, threshold_c = loaded.temperature, np.asarray(loaded.thresholds)[to]

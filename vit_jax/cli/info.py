@@ -6,6 +6,7 @@ from typing import Any
 
 from vit_jax import paths
 from vit_jax.cli.common import make_parser, run_command
+from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.info runs/b16
@@ -40,6 +41,7 @@ def main() -> None:
         "multi_label": weights.multi_label,
         "training": dataclasses.asdict(weights.config) if weights.config else None,
         "result": _result(args.ref),
+        "stopped_early": _stopped_early(args.ref),
         "published_top1": known.top1 if known else None,
     }
     print(json.dumps(facts) if args.json else text(facts))
@@ -80,6 +82,8 @@ def text(facts: dict[str, Any]) -> str:
         r = facts["result"]
         what, key = ("mean average precision", "eval/map") if "eval/map" in r else ("top-1", "eval/top1")
         lines["result"] = f"{what} {r[key]:.2%} at step {r['step']} (the last evaluation of the run)"
+    if facts["stopped_early"]:
+        lines["end"] = facts["stopped_early"]
     if facts["published_top1"]:
         lines["published"] = f"top-1 {facts['published_top1']}% on ImageNet"
     return "\n".join(f"{name:14} {line}" for name, line in lines.items())
@@ -93,6 +97,25 @@ def _result(ref: str) -> dict[str, Any] | None:
         return None
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return next((row for row in reversed(rows) if "eval/top1" in row), None)
+
+
+def _stopped_early(ref: str) -> str | None:
+    """How a run ended, as its newest checkpoint tells it; None unless it was early."""
+    from vit_jax.run import patience
+    from vit_jax.run.workdir import Workdir
+    from vit_jax.weights.formats import orbax
+
+    if paths.in_web(ref):
+        return None
+    folder = Workdir(paths.of(ref)).checkpoints
+    steps = orbax.steps_in(folder)
+    if not steps:
+        return None
+    try:
+        record = orbax.read_record(folder / str(steps[-1]))
+    except UserError:  # `read` has used another step then, and says so
+        return None
+    return patience.told(steps[-1], record) or None
 
 
 if __name__ == "__main__":

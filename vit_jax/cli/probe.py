@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config, paths
+from vit_jax.cli import suspects
 from vit_jax.cli.common import data_for, make_parser, nonempty_path, output_path, progress, run_command, tell
+from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -22,6 +24,7 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.probe runs/quickstart
   python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --json
   python -m vit_jax.cli.probe augreg/B_16 --data.name=cifar10 --data.train_split=train[:20%] --layers 2
+  python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --suspects 20
   python -m vit_jax.cli.probe runs/b16 --pooling token --lr 0.01,0.1 --weight_decay 0,1e-4 --out probe.md
 
 data fields that are not given are those that the run was trained with. Features are computed once for the
@@ -32,6 +35,10 @@ held out from the other probes: it chooses the l2 of the few-shot ridge regressi
 one linear head of all that is then measured on the eval split. The eval split chooses nothing. Linear heads
 of every block, pooling, learning rate and weight decay are trained at once. Where the model itself was
 trained on that train split, its features know the held-out examples, and accuracy on them flatters.
+
+--suspects ranks training examples by the loss of the chosen linear head, trained on four fifths of the train
+split and asked about the rest, five times; those whose label is the likeliest class are left out. A model
+that was trained on these labels may have learned the wrong ones, too: ask one that was not.
 """
 HELD_OUT = 0.1  # of the train split
 FEWEST = 20  # training examples that can be split
@@ -69,12 +76,18 @@ def main() -> None:
     parser.add_argument(
         "--out", type=output_path(".md", ".csv"), help="write the table to this .md or .csv file"
     )
+    parser.add_argument(
+        "--suspects", type=int, default=0, metavar="N", help="name N training examples with suspect labels"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     _check(args)
 
-    cfg, columns, train, test, names = _features(args, rest)
+    cfg, columns, train, test, source = _features(args, rest)
+    names = list(source.class_names)
     facts = {"ref": args.ref, **_probe(args, cfg, columns, train, test, names)}
+    if args.suspects:
+        facts["suspects"] = suspects.find(args, columns, train, source, names, facts["linear"])
     if args.out:
         _write(args.out, rows(facts))
     print(json.dumps(facts) if args.json else text(facts))
@@ -84,8 +97,9 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("batch_size", "epochs"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
-    if args.seed < 0:
-        raise UserError(f"--seed={args.seed} must be at least 0")
+    for name in ("seed", "suspects"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name}={getattr(args, name)} must be at least 0")
     for name, kind, low in (
         ("neighbours", int, 1),
         ("shots", int, 1),
@@ -106,8 +120,8 @@ def _numbers(name: str, text: str, kind: Callable[[str], Any], low: float) -> tu
     return tuple(found)
 
 
-def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any, Any, list[str]]:
-    """(model section, columns to train heads on, train split, eval split, class names)."""
+def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any, Any, Source]:
+    """(model section, columns to train heads on, train split, eval split, source of the train split)."""
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import features
     from vit_jax.data import sources
@@ -143,7 +157,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
         how = f"read from {path}" if found else f"made in {spent:.1f} s, kept in {path}"
         print(f"{name} split: features of {len(split.label):,} examples, {how}", file=sys.stderr)
         made.append(split)
-    return cfg, columns, *made, list(train.class_names)
+    return cfg, columns, *made, train
 
 
 def _probe(
@@ -254,6 +268,7 @@ def text(facts: dict[str, Any]) -> str:
         f"the eval split has {n['eval']:,}; on it the best of {linear['heads']:,} linear heads is within "
         f"{low:.2%} .. {high:.2%} (95%, bootstrap)",
     ]
+    lines += [suspects.text(facts["suspects"])] if "suspects" in facts else []
     return "\n".join(lines)
 
 

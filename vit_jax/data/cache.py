@@ -62,6 +62,10 @@ class Kept(Source):
         """Example `index`, made once if there is room for it."""
         return self.cache.get(index)
 
+    def path(self, index: int) -> str:
+        """The file of an example."""
+        return self.source.path(index)
+
     def files(self) -> list[File]:
         """What the examples are read from."""
         return self.source.files()

@@ -3,7 +3,8 @@
 Global position p = step * batch_size + row is copy `p % repeats` of example `order(seed, epoch)[rank]`, with
 (epoch, rank) = divmod(p // repeats, n); its augmentation is drawn from `(seed, epoch, index, copy)`. A host
 makes only its `rows` of the global batch, so the stream is the same for any number of hosts, workers, threads
-and devices. Dims: b rows of this host, h w pixels, c channels.
+and devices. With `data.balance` the order is that of balance.py, as much a function of the position.
+Dims: b rows of this host, h w pixels, c channels.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.data import transforms
+from vit_jax.data import balance, transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.source import Label, Source
 from vit_jax.sections import Data, Preprocess
@@ -63,6 +64,12 @@ class TrainBatches:
     seed: int
     steps: int
     rows: Sequence[int]
+    by_class: balance.ByClass | None = dataclasses.field(init=False)  # the order of data.balance
+
+    def __post_init__(self) -> None:
+        # Now, and not in each worker: to know the labels may take reading all examples.
+        drawn = balance.by_class(self.source, self.seed) if self.cfg.balance else None
+        object.__setattr__(self, "by_class", drawn)
 
     def __len__(self) -> int:
         return self.steps
@@ -76,8 +83,13 @@ class TrainBatches:
         return _make(self, step)
 
     def example(self, position: int) -> tuple[int, int, int]:
-        """(epoch, index, copy) at a position of the global stream."""
+        """(epoch, index, copy) at a position of the global stream; no two positions have the same.
+
+        With `data.balance` each class has epochs of its own.
+        """
         slot, copy = divmod(position, self.cfg.repeats)
+        if self.by_class:
+            return *self.by_class.example(slot), copy
         epoch, rank = divmod(slot, self.source.size)
         return epoch, int(order(self.seed, epoch, self.source.size)[rank]), copy
 

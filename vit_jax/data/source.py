@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ Label = int | np.ndarray  # a class; or of several, uint8 [classes]: 1 at each o
 
 
 SHOWN = 4  # names of many in a message
+READERS, READ = 8, 256  # threads that read labels, and examples that one of them reads in a go
 
 
 class Source(Protocol):
@@ -46,6 +48,10 @@ class Source(Protocol):
     def files(self) -> list[File]:
         """All that the examples are read from, sorted: equal lists mean equal examples."""
         ...
+
+    def path(self, index: int) -> str:
+        """The file of an example; empty where it has none of its own."""
+        return ""
 
     def labels(self) -> np.ndarray | None:
         """int32 [size], or uint8 [size, classes] of several, if known without reading pictures."""
@@ -107,6 +113,30 @@ class InMemory(Source):
     def labels(self) -> np.ndarray:
         """int32 [size], or uint8 [size, classes]."""
         return self.labels_n
+
+
+def read_labels(source: Source) -> np.ndarray:
+    """int32 [size] of a source of one label an example: as it knows them, else from reading every example, of which none is decoded.
+
+    -1 stands for an example that cannot be read.
+    """
+    known = source.labels()
+    if known is not None:
+        return known
+
+    def read(first: int) -> list[int]:
+        return [_label(source, index) for index in range(first, min(first + READ, source.size))]
+
+    with ThreadPoolExecutor(READERS) as threads:
+        parts = threads.map(read, range(0, source.size, READ))
+        return np.array([label for part in parts for label in part], np.int32)
+
+
+def _label(source: Source, index: int) -> int:
+    try:
+        return int(source.get(index)[1])
+    except BrokenExample:
+        return -1
 
 
 def label_at(labels_n: np.ndarray, index: int) -> Label:

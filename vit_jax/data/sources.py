@@ -94,6 +94,10 @@ class Absent(Source):
         """Raises BrokenExample: there are no examples."""
         raise BrokenExample(f"example {index} is not here: the data was only planned for")
 
+    def labels(self) -> np.ndarray:
+        """int32 [size], as many of each class: no plan depends on more."""
+        return np.arange(self.examples, dtype=np.int32) % np.int32(len(self.class_names))
+
     def files(self) -> list[File]:
         """There are none."""
         return []
@@ -116,7 +120,11 @@ class Folder(Source):
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`. Raises BrokenExample if its file cannot be read."""
-        return encoded(os.path.join(self.root, self.images[index])), int(self.labels_n[index])
+        return encoded(self.path(index)), int(self.labels_n[index])
+
+    def path(self, index: int) -> str:
+        """The file of example `index`."""
+        return os.path.join(self.root, self.images[index])
 
     def files(self) -> list[File]:
         """Every file below the folder."""
@@ -146,6 +154,10 @@ class Files(Source):
     def get(self, index: int) -> tuple[Encoded, int]:
         """Image `index`. Raises BrokenExample if its file cannot be read."""
         return encoded(self.images[index]), index
+
+    def path(self, index: int) -> str:
+        """The file of image `index`."""
+        return self.images[index]
 
     def files(self) -> list[File]:
         """Those that are there."""

@@ -46,6 +46,10 @@ class Listed(Source):
         """Example `index`. Raises BrokenExample if its file cannot be read."""
         return encoded(self.images[index]), label_at(self.labels_n, index)
 
+    def path(self, index: int) -> str:
+        """The file of example `index`."""
+        return self.images[index]
+
     def files(self) -> list[File]:
         """The table, and the images that are there."""
         names, folder = [self.table, *self.images], paths.of(self.table).parent

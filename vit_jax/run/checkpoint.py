@@ -12,6 +12,7 @@ from vit_jax import paths
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 from vit_jax.run.workdir import Workdir
+from vit_jax.training.evaluate import score
 from vit_jax.weights.formats import orbax
 
 
@@ -82,15 +83,18 @@ class Checkpoints:
 
 
 class Best(Checkpoints):
-    """The step with the best top-1; one that cannot be used is set aside with a notice."""
+    """The step of the best `metric`; one that cannot be used is set aside with a notice.
 
-    def __init__(self, directory: Path) -> None:
+    `score` is its metric as `training.evaluate.score` has it, lower than any if there is no step.
+    """
+
+    def __init__(self, directory: Path, metric: str = "top1") -> None:
         super().__init__(directory, keep=1)
-        self.top1 = -math.inf
+        self.score, self._metric = -math.inf, metric
         unusable = {}
         for step in orbax.steps_in(directory):
             try:
-                self.top1 = _top1(directory / str(step))
+                self.score = _score(directory / str(step), metric)
             except UserError as e:
                 unusable[step] = str(e)
         self._forget(unusable)
@@ -104,25 +108,25 @@ class Best(Checkpoints):
 
     def _forget(self, unusable: dict[int, str]) -> None:
         for step, why in unusable.items():
-            self.top1 = -math.inf
+            self.score = -math.inf
             self._set_aside(step)
             self.notices.append(f"{why}: set aside")
 
     def save(self, step: int, record: dict[str, Any], **trees: Any) -> None:
         """Save as any checkpoint; it replaces the best before it."""
         super().save(step, record, **trees)
-        self.top1 = record["metrics"]["top1"]
+        self.score = score(record["metrics"], self._metric)
 
 
-def _top1(step_dir: Path) -> float:
-    """Top-1 recorded with a step. Raises UserError if the step has no parameters or no such record."""
+def _score(step_dir: Path, metric: str) -> float:
+    """The metric recorded with a step. Raises UserError if the step has no parameters or no such record."""
     record = orbax.read_record(step_dir)
     if not (step_dir / orbax.PARAMS).is_dir():
         raise UserError(f"checkpoint {step_dir} has no {orbax.PARAMS}")
     try:
-        return float(record["metrics"]["top1"])
+        return score({metric: float(record["metrics"][metric])}, metric)
     except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"checkpoint {step_dir} has no recorded top-1") from e
+        raise UserError(f"checkpoint {step_dir} has no recorded {metric}") from e
 
 
 def _together(where: str) -> None:

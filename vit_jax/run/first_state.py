@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from vit_jax.config import parse_stored, to_dict
 from vit_jax.errors import UserError
-from vit_jax.run import provenance
+from vit_jax.run import patience, provenance
 from vit_jax.run.checkpoint import Checkpoints
+from vit_jax.run.patience import Standing
 from vit_jax.run.setup import Setup
 from vit_jax.sections import FREE, Config
 from vit_jax.training import schedules
@@ -19,10 +20,8 @@ from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.load import read
 
 
-def begin(
-    checkpoints: Checkpoints, setup: Setup, weights: Weights | None = None
-) -> tuple[State, dict[str, float]]:
-    """The first state and the metrics of the last evaluation; `weights` are those of `read_init`, if read.
+def begin(checkpoints: Checkpoints, setup: Setup, weights: Weights | None = None) -> tuple[State, Standing]:
+    """The first state and what evaluations came to; `weights` are those of `read_init`, if read.
 
     Raises UserError for weights that do not fit.
     """
@@ -80,21 +79,20 @@ def rest(state: State) -> dict[str, Any]:
     return kept if state.ema is None else kept | {"ema": state.ema}
 
 
-def record(setup: Setup, metrics: dict[str, float]) -> dict[str, Any]:
-    """The description of the run that a checkpoint holds: config, spec, length, metrics, provenance."""
+def record(setup: Setup, standing: Standing) -> dict[str, Any]:
+    """The description of the run that a checkpoint holds: config, spec, length, evaluations, provenance."""
     own = {
         "config": to_dict(setup.cfg),
         "spec": to_dict(setup.spec),
         "steps": setup.steps,
-        "metrics": metrics,
     }
-    return own | provenance.collect()
+    return own | standing.record(setup.cfg.train) | provenance.collect()
 
 
-def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[State, dict[str, float]]:
+def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[State, Standing]:
     cfg, spec = setup.cfg, setup.spec
     if not cfg.init:
-        return setup.init(), {}
+        return setup.init(), Standing({})
     weights = weights or read_init(setup)
     notices.append(str(weights.report))
     was, now = dataclasses.asdict(weights.preprocess), dataclasses.asdict(spec.preprocess)
@@ -105,10 +103,10 @@ def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[S
     )
     if other:
         notices.append(f"note: init saw its images otherwise, as with {other}")
-    return setup.adopt(weights.params), {}
+    return setup.adopt(weights.params), Standing({})
 
 
-def _restore(checkpoints: Checkpoints, setup: Setup) -> tuple[State, dict[str, float]] | None:
+def _restore(checkpoints: Checkpoints, setup: Setup) -> tuple[State, Standing] | None:
     like = setup.forms.stored
     found = checkpoints.restore(params=like.params, rest=rest(like))
     if found is None:
@@ -118,7 +116,7 @@ def _restore(checkpoints: Checkpoints, setup: Setup) -> tuple[State, dict[str, f
         checkpoints.notices.append(note)
     step = jax.device_put(jnp.int32(record["step"]), like.step.sharding)
     state = State(**({"step": step, "params": trees["params"], "ema": None} | trees["rest"]))
-    return setup.forms.pack(state), record["metrics"]
+    return setup.forms.pack(state), patience.of_record(record, setup.cfg.train)
 
 
 def _change_of_rate(record: dict[str, Any], setup: Setup) -> str:

@@ -16,10 +16,13 @@ from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.paths import Path
-from vit_jax.run import diagnose, distributed, first_state, watchdog
+from vit_jax.run import diagnose, distributed, first_state, loggers, patience, pictures, watchdog
 from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
+from vit_jax.run.evaluation import Evaluations
+from vit_jax.run.patience import Standing
+from vit_jax.run.profile import Profile
 from vit_jax.run.report import Reporter, Sink
 from vit_jax.run.setup import Setup, set_up
 from vit_jax.run.workdir import Workdir
@@ -59,6 +62,7 @@ def run(
     ended if the run stalls; without it a run in one process only says so.
     """
     clock = Clock(started)
+    loggers.check(cfg.train.sinks)
     mesh = meshes.make(cfg.device, cfg.fsdp)
     primary = jax.process_index() == 0
     if primary:
@@ -86,19 +90,21 @@ def run(
         distributed.wait_for_all()
         folder.claim(cfg)  # not before all that can be refused: a corrected command would be another config's
         checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
-        best = Best(folder.best)
+        best = Best(folder.best, cfg.train.best)
         with clock.spent("restoring"):
-            state, metrics = first_state.begin(checkpoints, setup, weights)
+            state, standing = first_state.begin(checkpoints, setup, weights)
         step = int(state.step)
         if not step:
             best.begin_anew()
         clock.begin(step, repeated=max(own_sinks.reached(folder.metrics) - step, 0) if primary else 0)
-        own = own_sinks.of_run(folder, step=step, steps=setup.steps) if primary else []
+        own = own_sinks.of_run(folder, cfg, step=step, steps=setup.steps) if primary else []
         with Reporter([*own, *sinks] if primary else []) as report:
-            loop = _Loop(setup, data, teacher_params, checkpoints, best, report, clock)
+            evaluate = Evaluations(setup, data.eval, best, report, clock)
+            profile = enter(Profile(cfg.train.profiled() if primary else None, folder))
+            loop = _Loop(setup, data, teacher_params, checkpoints, evaluate, report, clock, profile)
             loop.introduce(step)
             with distributed.stop_signals() as stop:
-                outcome = loop.train(state, metrics, stop)
+                outcome = loop.train(state, standing, stop)
                 with clock.spent("saving"):
                     checkpoints.close()
                     best.close()
@@ -137,14 +143,15 @@ class _Loop:
     data: Splits
     teacher_params: Any
     checkpoints: Checkpoints
-    best: Best
+    evaluate: Evaluations
     report: Reporter
     clock: Clock
+    profile: Profile
 
     def introduce(self, step: int) -> None:
         """Say the notices of set-up, then what the run will do."""
         setup, say = self.setup, self.report.say
-        for notice in (*self.checkpoints.notices, *self.best.notices):
+        for notice in (*self.checkpoints.notices, *self.evaluate.best.notices):
             say(notice)
         model, train = setup.spec.model, setup.cfg.train
         parameters = build.count(setup.forms.packed.params)
@@ -156,44 +163,54 @@ class _Loop:
         begins = f"continues after step {step}" if step else "starts"
         again = f"; the first {n} steps are repeated" if (n := self.clock.repeated) else ""
         epochs = setup.steps * train.batch_size / self.data.train.size
-        span = f"ends at step {setup.steps} ({epochs:.1f} epochs of batches of {train.batch_size})"
+        at = "at step" if not train.patience else "by step"  # it may stop early
+        span = f"ends {at} {setup.steps} ({epochs:.1f} epochs of batches of {train.batch_size})"
         say(f"run: {begins}, {span}{again}")
 
-    def train(self, state: State, metrics: dict[str, float], stop: Callable[[int], int | None]) -> Outcome:
-        """Steps until the end or a signal; saves before it returns."""
+    def train(self, state: State, standing: Standing, stop: Callable[[int], int | None]) -> Outcome:
+        """Steps until the end, one that comes early, or a signal; saves before it returns."""
         setup, cfg = self.setup, self.setup.cfg.train
         step = saved = int(state.step)
         stream = loader.iterate(self._batches(), setup.cfg.data, start=step)
         sent: deque[jax.Array] = deque()  # whether the run must stop, of steps that may not be done yet
         stopped = None
-        while step < setup.steps and not (stopped := stop(step)):
+        last = step == setup.steps or standing.ended(cfg)
+        while not last and not (stopped := stop(step)):
+            self.profile.before(step + 1)
             with self.clock.spent("data"):
                 batch = next(stream)
+            if not step:
+                self.report.show(1, "first_batch", pictures.tiled(batch.image))
             state, halted = setup.step(
                 state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), self.teacher_params
             )
             step += 1
             self.clock.sent(step)
+            self.profile.after(step, halted)
             sent.append(halted)
             if len(sent) > SENT_AHEAD and float(sent.popleft()):
-                self._halt(state, metrics)
+                self._halt(state, standing)
             last = step == setup.steps
             if self._due(step) and float(halted):
-                self._halt(state, metrics)
-            if last or step % cfg.log_every == 0:
+                self._halt(state, standing)
+            if logged := last or step % cfg.log_every == 0:
                 self._log(state, step)
             if last or (cfg.eval_every and step % cfg.eval_every == 0):
-                with self.clock.spent("evaluation"):
-                    metrics = self._evaluate(state, step)
+                standing = self.evaluate(state, step, standing)
+                last = last or standing.ended(cfg)
+                if last and not logged:
+                    self._log(state, step)
             # After the evaluation: a checkpoint of a step says that all of the step was done and written.
             if last or step % cfg.checkpoint_every == 0:
-                self._save(state, step, metrics)
+                self._save(state, step, standing)
                 saved = step
         if sent and float(sent[-1]):  # a run that halted stays so
-            self._halt(state, metrics)
+            self._halt(state, standing)
         if saved < step:
-            self._save(state, step, metrics)
-        return Outcome(step, metrics, stopped)
+            self._save(state, step, standing)
+        if line := patience.told(step, standing.record(cfg)):
+            self.report.say(line)
+        return Outcome(step, standing.metrics, stopped)
 
     def _due(self, step: int) -> bool:
         """Whether a step is logged, evaluated or saved."""
@@ -201,12 +218,12 @@ class _Loop:
         often = (cfg.log_every, cfg.checkpoint_every, cfg.eval_every)
         return step == self.setup.steps or any(n and step % n == 0 for n in often)
 
-    def _halt(self, state: State, metrics: dict[str, float]) -> NoReturn:
+    def _halt(self, state: State, standing: Standing) -> NoReturn:
         """Save the state, which is that before the bad step, and raise UserError with its story."""
         setup, step, size = self.setup, int(state.step), self.setup.cfg.train.batch_size
         state = state._replace(guard=jax.tree.map(jnp.zeros_like, state.guard))
         if step not in orbax.steps_in(self.checkpoints.directory):
-            self._save(state, step, metrics)
+            self._save(state, step, standing)
         batches = self._batches()
         batch, ids = meshes.to_devices(batches[step], size, setup.mesh), batches.ids(step)
         params = setup.forms.unpack(state.params)
@@ -235,34 +252,8 @@ class _Loop:
         values |= {"train/skipped": skipped} if skipped else {}
         self.report.add(step, values)
 
-    def _evaluate(self, state: State, step: int) -> dict[str, float]:
-        """Measure the evaluation split, and keep the parameters if none before were better.
-
-        The running mean is measured beside the parameters; the better of the two gives the metrics.
-        """
-        best_metrics, best_params = self._measure(state.params, step, "eval")
-        if state.ema is not None:
-            metrics, params = self._measure(state.ema, step, "eval_ema")
-            if metrics["top1"] > best_metrics["top1"]:
-                best_metrics, best_params = metrics, params
-        self.report.flush()
-        if best_metrics["top1"] > self.best.top1:
-            record = first_state.record(self.setup, best_metrics)
-            with self.clock.spent("saving"):
-                self.best.save(step, record, params=self.setup.forms.unpack(best_params))
-        return best_metrics
-
-    def _measure(self, params: Any, step: int, name: str) -> tuple[dict[str, float], Any]:
-        metrics = self.setup.evaluate(params, self.data.eval, self.setup.cfg.data, self.clock.move)
-        self.report.add(step, {f"{name}/{key}": value for key, value in metrics.items()})
-        mean = " of the mean parameters" if name == "eval_ema" else ""
-        self.report.say(
-            f"step {step}: evaluation{mean} {format_metrics(metrics, self.setup.spec.class_names)}"
-        )
-        return metrics, params
-
-    def _save(self, state: State, step: int, metrics: dict[str, float]) -> None:
-        record, trees = first_state.record(self.setup, metrics), first_state.trees(self.setup, state)
+    def _save(self, state: State, step: int, standing: Standing) -> None:
+        record, trees = first_state.record(self.setup, standing), first_state.trees(self.setup, state)
         with self.clock.spent("saving"):
             self.report.flush()  # a checkpoint of a step says that its metrics are written, too
             self.checkpoints.save(step, record, **trees)

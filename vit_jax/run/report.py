@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import numpy as np
+
 
 class Sink(Protocol):
     """A place for the reports of a run: subclass it with the methods that it needs, the others do nothing.
@@ -15,6 +17,9 @@ class Sink(Protocol):
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Values measured after `step` steps, such as {"train/loss": 0.3} or {"eval/top1": 0.9}."""
+
+    def show(self, step: int, name: str, image_hwc: np.ndarray) -> None:
+        """A picture made after `step` steps, uint8 [h, w, 1 or 3]."""
 
     def say(self, line: str) -> None:
         """A line to read."""
@@ -38,6 +43,11 @@ class Reporter:
         """As `Sink.add`."""
         for sink in self._sinks:
             sink.add(step, values)
+
+    def show(self, step: int, name: str, image_hwc: np.ndarray) -> None:
+        """As `Sink.show`."""
+        for sink in self._sinks:
+            sink.show(step, name, image_hwc)
 
     def say(self, line: str) -> None:
         """As `Sink.say`."""

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.config import preprocess_of
-from vit_jax.data.source import Source, Splits
+from vit_jax.data.source import Source, Splits, read_labels
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.stack import stack, unstack
 from vit_jax.sections import Config, Spec
+from vit_jax.training import losses, optim, schedules, tables
 from vit_jax.training import mesh as meshes
-from vit_jax.training import optim, schedules, tables
-from vit_jax.training.evaluate import Evaluator
+from vit_jax.training.evaluate import SIGN, Evaluator
 from vit_jax.training.multilabel import MultiLabelEvaluator
 from vit_jax.training.step import Recipe, State, Teacher, init_state, train_step
 from vit_jax.weights.adapt import Weights
@@ -80,10 +80,14 @@ class Setup:
 def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None) -> Setup:
     """The Setup of `cfg` on `mesh`, distilling from `teacher`. Makes no array and opens no file.
 
+    (With loss.class_weights=balanced it asks for all labels, which some sources read from their files.)
+
     Raises UserError for fields that do not fit each other, the devices, the data or the teacher.
     """
     train = cfg.train
     steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
+    if (profiled := train.profiled()) and profiled[0] > steps:
+        raise UserError(f"train.profile_steps={train.profile_steps} is after the last step, {steps}")
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     _want_classes(data.train)
     _want_sets(cfg, data)
@@ -98,12 +102,17 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         optim=cfg.optim,
         loss=cfg.loss,
         teacher=teacher and _teacher(cfg, spec, teacher),
+        class_weights=_class_weights(cfg, spec.model.classes, data.train),
     )
 
     def fresh() -> Any:
         key = jax.random.key(cfg.seed)
         return build.init(model, key, image_hw=spec.model.image_hw, channels=cfg.data.channels)
 
+    evaluate = _evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size)
+    if train.best not in evaluate.metrics:
+        have = ", ".join(name for name in SIGN if name in evaluate.metrics)
+        raise UserError(f"train.best={train.best} is not measured on this data: give one of {have}")
     params = jax.eval_shape(fresh)
     tables.check(cfg.optim, params)
     stacked = train.scan and tables.same_in_all_blocks(cfg.optim, params)
@@ -130,7 +139,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         adopt=jax.jit(begin, out_shardings=layout),
         step=_step(recipe, layout, mesh),
         teacher_params=teacher and _placed(teacher.params, mesh),
-        evaluate=_evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size),
+        evaluate=evaluate,
     )
 
 
@@ -175,6 +184,9 @@ def _want_sets(cfg: Config, data: Splits) -> None:
     several, classes = "the data gives several labels an image", len(data.train.class_names)
     if cfg.loss.name != "sigmoid":
         raise UserError(f"{several}, loss.name={cfg.loss.name} learns one: set loss.name=sigmoid")
+    for field, value in (("data.balance", cfg.data.balance), ("loss.class_weights", cfg.loss.class_weights)):
+        if value in (True, "balanced"):
+            raise UserError(f"{several}, {field}={value} counts images by their one class: leave it out")
     if cfg.loss.teacher:
         raise UserError(f"{several}, loss.teacher={cfg.loss.teacher} teaches one: leave it out")
     if cfg.model.classes not in (0, classes):
@@ -184,6 +196,18 @@ def _want_sets(cfg: Config, data: Splits) -> None:
             f"the training split has {classes} classes, the evaluation split {len(data.eval.class_names)}: "
             "give splits of one data set"
         )
+
+
+def _class_weights(cfg: Config, classes: int, source: Source) -> tuple[float, ...]:
+    """`loss.class_weights` as numbers. Raises UserError unless there is one a class."""
+    weights = cfg.loss.class_weights
+    if isinstance(weights, str):
+        return losses.balanced(read_labels(source), classes)
+    if weights and len(weights) != classes:
+        raise UserError(
+            f"loss.class_weights has {len(weights)} numbers, the model {classes} classes: give one each"
+        )
+    return weights
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:

@@ -12,26 +12,32 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vit_jax import paths
+from vit_jax.config import to_dict
 from vit_jax.errors import UserError
+from vit_jax.run import loggers
 from vit_jax.run.report import Sink
 from vit_jax.run.tensorboard import Scalars
 from vit_jax.run.workdir import Workdir
+from vit_jax.sections import Config
 
 UPLOAD_S = 60.0  # between copies to a bucket while nothing else asks for one
 CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1", "eval/map")))
 
 
-def of_run(folder: Workdir, *, step: int, steps: int) -> list[Sink]:
+def of_run(folder: Workdir, cfg: Config, *, step: int, steps: int) -> list[Sink]:
     """Sinks in `folder`, continued after `step` of `steps`: what was written for later steps is dropped.
 
-    Raises UserError for metrics that cannot be read.
+    Raises UserError for metrics that cannot be read, and for one of `cfg.train.sinks` that cannot be reached.
     """
     upload = Upload(folder) if paths.in_bucket(folder.path) else None
     here = upload.here if upload else Path
     metrics = Metrics(here(folder.metrics), step=step)  # first: nothing is open if it raises
-    log, scalars = Log(here(folder.log), steps=steps), Scalars(here(folder.tensorboard), step=step + 1)
+    others = loggers.of_config(cfg, folder, here(folder.metrics))
+    log = Log(here(folder.log), steps=steps)
+    written = json.dumps(to_dict(cfg), indent=1)
+    scalars = Scalars(here(folder.tensorboard), step=step + 1, config=written)
     curves = Curves(here(folder.metrics), here(folder.curves))
-    own = [Bar(step=step, steps=steps), log, metrics, scalars, curves]
+    own = [Bar(step=step, steps=steps), log, metrics, scalars, curves, *others]
     return [*own, upload] if upload else own
 
 

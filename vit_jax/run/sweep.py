@@ -109,7 +109,8 @@ def _row(point: Point, workdir: Path) -> dict[str, Any]:
         record = orbax.read_record(folder / str(steps[-1]))
     except UserError:
         return none | {"state": "interrupted"}
-    state = "finished" if record["step"] == record["steps"] else "interrupted"
+    ended = record["step"] == record["steps"] or record.get("patience", {}).get("ended", False)
+    state = "finished" if ended else "interrupted"
     metrics = {k: v for k, v in record["metrics"].items() if k in none}
     return none | {"state": state, "step": record["step"]} | metrics
 

@@ -26,12 +26,13 @@ class Workdir:
         self.path = path
         self.config = path / "config.json"
         self.checkpoints = path / orbax.CHECKPOINTS  # numbered steps
-        self.best = path / orbax.BEST  # the one step of the highest top-1
+        self.best = path / orbax.BEST  # the one step of the best train.best
         self.unsound = path / "unsound"  # steps that were set aside
         self.metrics = path / "metrics.jsonl"
         self.log = path / "log.txt"
         self.tensorboard = path / "tensorboard"
         self.curves = path / "curves.png"
+        self.loggers = path / "loggers.json"  # what W&B and MLflow call the run
         self.claims = path / "claims"  # of a folder in a bucket, see lease.py
 
     def make(self, cfg: Config, *, accept_change: bool) -> None:

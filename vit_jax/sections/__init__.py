@@ -6,12 +6,13 @@ Imports neither jax nor flax. `__post_init__` checks bounds, then what must hold
 import dataclasses
 from typing import Literal
 
-from vit_jax.fields import check, field, section
+from vit_jax.fields import check, fail, field, section
 from vit_jax.sections.data import Data, Preprocess
 from vit_jax.sections.model import FREE, MIXER_ONLY, UNTOLD, Model
-from vit_jax.sections.training import Loss, LossName, Optim, Train
+from vit_jax.sections.training import BALANCED, Loss, LossName, Optim, Train
 
 __all__ = [
+    "BALANCED",
     "FREE",
     "MIXER_ONLY",
     "UNTOLD",
@@ -47,6 +48,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "")
+        if self.data.balance and self.loss.class_weights == BALANCED:
+            fail("data.balance and loss.class_weights=balanced would make up for rare classes twice: use one")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,7 @@ class Data(Preprocess):
         "by_class", "of data without splits: a tenth of each class, or each file by its name alone"
     )
     on_error: Literal["error", "skip"] = field("error", "unreadable example: stop, or weigh it 0 and log it")
+    balance: bool = field(False, "draw each class as often as any other: rare ones come again sooner")
     augment: Literal["none", "pad", "inception"] = field(
         "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
     )

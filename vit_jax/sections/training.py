@@ -1,11 +1,15 @@
 """How a model is trained: the sections `optim`, `loss` and `train` of a config."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from vit_jax.fields import check, fail, field, rate, share
 
 LossName = Literal["softmax", "sigmoid"]
+BestName = Literal["top1", "top5", "macro", "map", "loss"]  # training.evaluate.SIGN has them, too
+SinkName = Literal["csv", "wandb", "mlflow"]
+BALANCED = "balanced"  # of Loss.class_weights
 ALIKE, NO_TEACHER = "1 trains all layers alike", "unset loss.teacher for none"
 
 
@@ -52,6 +56,9 @@ class Loss:
     """What training minimises, and how it mixes the images of a batch on the devices."""
 
     name: LossName = field("softmax", "cross-entropy, or one binary one a class, summed")
+    class_weights: str | tuple[float, ...] = field(
+        (), "balanced: examples / (classes * examples of a class); or a number a class; empty: all 1"
+    )
     label_smoothing: float = rate("share of a label spread over all classes")
     mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: none", least=0)
     cutmix: float = field(0.0, "alpha of the area cut from another image; with mixup: in turns", least=0)
@@ -62,6 +69,11 @@ class Loss:
 
     def __post_init__(self) -> None:
         check(self, "loss")
+        weights = self.class_weights
+        if isinstance(weights, str) and weights != BALANCED:
+            fail(f"loss.class_weights={weights} is not {BALANCED}, and not one number a class")
+        if not isinstance(weights, str) and any(w <= 0 for w in weights):
+            fail(f"loss.class_weights={weights} must be above 0: leave out the images of a class instead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +86,12 @@ class Train:
     eval_batch_size: int = field(0, "examples an evaluation batch; 0: as batch_size", least=0)
     eval_every: int = field(0, "steps between evaluations; 0: only at the end", least=0)
     checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved", least=1)
+    best: BestName = field("top1", "metric of evaluations by which best/ is chosen; of loss the lowest")
+    patience: int = field(0, "stop after so many evaluations without a better best; 0: never", least=0)
     keep: int = field(2, "newest checkpoints kept; the best is kept apart", least=1)
     log_every: int = field(50, "steps between log lines and metrics", least=1)
+    sinks: tuple[SinkName, ...] = field((), "more places for metrics, of csv, wandb and mlflow, with commas")
+    profile_steps: str = field("", "first and last step to profile, as 100-104, into tensorboard/")
     stall_minutes: float = field(30.0, "end all processes if one makes no progress; 0: never", least=0)
     max_skipped: int = field(0, "steps that are not finite to skip before the run stops", least=0)
     spike: float = field(0.0, "skip steps whose loss is above this many times the usual; 0: none", least=0)
@@ -89,5 +105,17 @@ class Train:
         check(self, "train")
         if bool(self.steps) == bool(self.epochs):
             fail(f"set one of train.steps={self.steps} and train.epochs={self.epochs} and leave the other 0")
+        if self.patience and not self.eval_every:
+            fail(f"train.patience={self.patience} counts evaluations: set train.eval_every to have some")
+        self.profiled()
         if self.spike and self.spike <= 1:
             fail(f"train.spike={self.spike} must be above 1, or 0 for no guard")
+
+    def profiled(self) -> tuple[int, int] | None:
+        """The first and the last step of `profile_steps`. Raises UserError for other text."""
+        if not self.profile_steps:
+            return None
+        found = re.fullmatch(r"(\d+)-(\d+)", self.profile_steps)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            fail(f"train.profile_steps={self.profile_steps} is not a first and a last step, as 100-104")
+        return int(found[1]), int(found[2])

@@ -18,6 +18,13 @@ from vit_jax.training import mesh as meshes
 from vit_jax.training.step import EvalSums, eval_step, normalise
 
 BEST = 5  # of top-5
+SIGN = {
+    "top1": 1,
+    "top5": 1,
+    "macro": 1,
+    "map": 1,
+    "loss": -1,
+}  # of what `train.best` may name: 1 where more is better
 
 
 class Evaluator:
@@ -37,6 +44,12 @@ class Evaluator:
         )
         self._spec, self._mesh = spec, mesh
         self._batch_size = _filling(batch_size, mesh)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what a call measures."""
+        one_c = np.ones(self._spec.model.classes)
+        return tuple(summarise(0.0, 0.0, one_c, one_c))
 
     def compile(self, params: Any) -> jax.stages.Compiled:
         """What the first call would compile; `params` are arrays, or their shapes and layout."""
@@ -76,6 +89,7 @@ def walk(
     image_hw: tuple[int, int],
     batch_size: int,
     told: Callable[[int], None] = lambda done: None,
+    which: Callable[[np.ndarray], None] = lambda index_b: None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """(labels, `forward(params, image_bhwc)` as numpy) of each batch, on all of our devices.
 
@@ -83,7 +97,7 @@ def walk(
 
     `forward` is compiled, gives arrays with a row an example, and sees normalised images. Each example comes
     once, in the order of the split, but for those that cannot be read. `told` is called after each batch with
-    how many are done.
+    how many are done, `which` before it is yielded with the places of its examples in the split.
     """
     done = 0
     mesh = meshes.make("any", 1)
@@ -91,10 +105,11 @@ def walk(
     params = jax.device_put(params, meshes.shardings(params, mesh))
     program = jax.jit(lambda params, image_bhwc: forward(params, normalise(image_bhwc, preprocess)))
     batches = loader.EvalBatches(source, preprocess, image_hw, size, list(range(size)))
-    for batch in loader.iterate(batches, cfg):
+    for step, batch in enumerate(loader.iterate(batches, cfg)):
         with jax.set_mesh(mesh):
             made = program(params, jax.device_put(batch.image, meshes.batch_sharding(mesh)))
         real = batch.weight > 0
+        which(step * size + np.flatnonzero(real))
         yield batch.label[real], jax.tree.map(lambda x, real=real: np.asarray(x)[real], made)
         told(done := min(done + size, source.size))
 
@@ -126,6 +141,11 @@ def summarise(loss: float, top5: float, hits_c: np.ndarray, examples_c: np.ndarr
         "worst_class": worst,
         "loss": float(loss) / examples,
     }
+
+
+def score(metrics: Mapping[str, float], name: str) -> float:
+    """The metric of that name, negative where less of it is better."""
+    return SIGN[name] * metrics[name]
 
 
 def format_metrics(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:

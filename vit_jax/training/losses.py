@@ -1,7 +1,8 @@
-"""Losses an example, float32 [b]. Dims: b batch, c classes."""
+"""Losses an example, float32 [b]. Dims: b batch, n examples of a data set, c classes."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def softmax_cross_entropy(logits_bc: jax.Array, label_b: jax.Array) -> jax.Array:
@@ -10,20 +11,34 @@ def softmax_cross_entropy(logits_bc: jax.Array, label_b: jax.Array) -> jax.Array
     return -jnp.take_along_axis(log_p_bc, label_b[:, None], axis=1)[:, 0]
 
 
-def softmax(logits_bc: jax.Array, target_bc: jax.Array) -> jax.Array:
-    """-sum over classes of target * log softmax(logits), for targets that are distributions."""
-    return -(target_bc * jax.nn.log_softmax(logits_bc.astype(jnp.float32))).sum(axis=1)
+def softmax(logits_bc: jax.Array, target_bc: jax.Array, weight_bc: jax.Array | None = None) -> jax.Array:
+    """-sum over classes of weight * target * log softmax(logits), for targets that are distributions."""
+    log_p_bc = jax.nn.log_softmax(logits_bc.astype(jnp.float32))
+    return -((target_bc if weight_bc is None else weight_bc * target_bc) * log_p_bc).sum(axis=1)
 
 
-def sigmoid(logits_bc: jax.Array, target_bc: jax.Array) -> jax.Array:
-    """Binary cross-entropy of each class, summed. arXiv:2006.07159 section 5."""
+def sigmoid(logits_bc: jax.Array, target_bc: jax.Array, weight_bc: jax.Array | None = None) -> jax.Array:
+    """Binary cross-entropy of each class, times its weight, summed. arXiv:2006.07159 section 5."""
     logits_bc = logits_bc.astype(jnp.float32)
     # log(1 - sigmoid(x)) = log sigmoid(-x), which does not lose small numbers
     yes_bc, no_bc = jax.nn.log_sigmoid(logits_bc), jax.nn.log_sigmoid(-logits_bc)
-    return -(target_bc * yes_bc + (1.0 - target_bc) * no_bc).sum(axis=1)
+    loss_bc = -(target_bc * yes_bc + (1.0 - target_bc) * no_bc)
+    return (loss_bc if weight_bc is None else weight_bc * loss_bc).sum(axis=1)
 
 
-KINDS = {"softmax": softmax, "sigmoid": sigmoid}  # by `Loss.name`
+# By `Loss.name`: functions of logits, targets and, where the config weighs classes, weights [b, c].
+KINDS = {"softmax": softmax, "sigmoid": sigmoid}
+
+
+def balanced(label_n: np.ndarray, classes: int) -> tuple[float, ...]:
+    """n / (k n_c) for each class of n_c examples, with k classes that have any; 1 for one without.
+
+    As scikit-learn's class_weight="balanced"; negative labels do not count. King & Zeng, Political Analysis 9
+    (2001).
+    """
+    count_c = np.bincount(label_n[label_n >= 0], minlength=classes)
+    fair = count_c.sum() / max((count_c > 0).sum(), 1)
+    return tuple(float(fair / count) if count else 1.0 for count in count_c)
 
 
 def soft_distillation(logits_bc: jax.Array, teacher_bc: jax.Array, *, temperature: float) -> jax.Array:

@@ -73,7 +73,10 @@ class Teacher(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a step needs beside arrays; `optimizer` is made from `optim` and the length of the run."""
+    """All that a step needs beside arrays; `optimizer` is made from `optim` and the length of the run.
+
+    `class_weights` are those of `loss.class_weights`, one a class; empty: all are 1.
+    """
 
     model: nn.Module
     optimizer: optax.GradientTransformation
@@ -83,18 +86,21 @@ class Recipe:
     optim: Optim = dataclasses.field(default_factory=Optim)
     loss: Loss = dataclasses.field(default_factory=Loss)
     teacher: Teacher | None = None
+    class_weights: tuple[float, ...] = ()
 
 
 class Examples(NamedTuple):
     """A batch on its way into the loss: float32 pixels 0 to 255 [b, h, w, c], targets [b, c], weights [b].
 
     `own` [b, c] is above 0 at the classes of the image that is the larger part, where it may have several.
+    `class_weight` [b, c], in each row the same, or None where all classes weigh as much.
     """
 
     pixels: jax.Array
     target: jax.Array
     weight: jax.Array
     own: jax.Array | None = None
+    class_weight: jax.Array | None = None
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False) -> State:
@@ -114,7 +120,8 @@ def train_step(state: State, batch: Any, teacher_params: Any = None, *, recipe: 
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
     classes: int = recipe.model.cfg.classes  # pyright: ignore
-    examples = prepare(batch, classes, key=jax.random.fold_in(key, MIX), cfg=recipe.loss)
+    mix = jax.random.fold_in(key, MIX)
+    examples = prepare(batch, classes, key=mix, cfg=recipe.loss, class_weights=recipe.class_weights)
     total = jnp.maximum(examples.weight.sum(), 1.0)
     objective = functools.partial(_loss, total=total, teacher_params=teacher_params, recipe=recipe)
     dropout = jax.random.fold_in(key, DROPOUT)
@@ -184,13 +191,32 @@ def open_guard() -> Guard:
     return Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
 
 
-def prepare(batch: Any, classes: int, *, key: jax.Array, cfg: Loss) -> Examples:
+def prepare(
+    batch: Any, classes: int, *, key: jax.Array, cfg: Loss, class_weights: tuple[float, ...] = ()
+) -> Examples:
     """Smoothed labels, and images and labels mixed."""
-    target_bc = losses.smooth(jnp.asarray(batch.label), classes, cfg.label_smoothing)
+    label_b, weight_b = jnp.asarray(batch.label), jnp.asarray(batch.weight)
+    target_bc = losses.smooth(label_b, classes, cfg.label_smoothing)
     pixels_bhwc = jnp.asarray(batch.image).astype(jnp.float32)
     pixels_bhwc, target_bc = mixing.mix(pixels_bhwc, target_bc, key=key, cfg=cfg)
-    own_bc = jnp.asarray(batch.label) if batch.label.ndim == 2 else None
-    return Examples(pixels_bhwc, target_bc, jnp.asarray(batch.weight), own_bc)
+    examples = Examples(pixels_bhwc, target_bc, weight_b, own=label_b if label_b.ndim == 2 else None)
+    if not class_weights:
+        return examples
+    weight_c = _class_weights(jnp.asarray(class_weights, jnp.float32), label_b, weight_b, cfg)
+    return examples._replace(class_weight=jnp.broadcast_to(weight_c, target_bc.shape))
+
+
+def _class_weights(weight_c: jax.Array, label_b: jax.Array, weight_b: jax.Array, cfg: Loss) -> jax.Array:
+    """Weights [c] with which the plain mean over a batch is the loss that torch computes of `weight_c`.
+
+    CrossEntropyLoss(weight=) of labels, smoothed or not, divides the weighted losses by the sum of the
+    labels' weights, as scikit-learn's class_weight does; of soft targets, which mixup and CutMix make, by the
+    number of examples, as BCEWithLogitsLoss(weight=) does.
+    """
+    if cfg.name != "softmax" or cfg.mixup or cfg.cutmix:
+        return weight_c
+    sum_of_labels = (weight_c[label_b] * weight_b).sum()
+    return weight_c * weight_b.sum() / jnp.maximum(sum_of_labels, jnp.finfo(jnp.float32).tiny)
 
 
 def accumulate(
@@ -219,13 +245,15 @@ def sharpest(params: Any, grads: Any, rho: float) -> Any:
 
 
 def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg: Loss) -> Sums:
-    """The training loss, and the hits on the larger part of each label, or on one of several.
+    """The training loss, classes weighed, and hits: on the larger part of each label, or on one of several.
 
     `logits` [b, c], or those of the class and the distillation head, which learn from the labels and from the
     teacher; without a teacher both learn from the labels. With two heads, hits are those of their mean.
     """
     own_bc, student_bc = logits if isinstance(logits, tuple) else (logits, logits)
-    loss_b = losses.KINDS[cfg.name](own_bc, part.target)
+    weights = () if part.class_weight is None else (part.class_weight,)
+    labels = lambda logits_bc: losses.KINDS[cfg.name](logits_bc, part.target, *weights)
+    loss_b = labels(own_bc)
     if teacher_bc is not None:
         distill = {
             "soft": lambda: losses.soft_distillation(student_bc, teacher_bc, temperature=cfg.temperature),
@@ -233,7 +261,7 @@ def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg
         }
         loss_b = (1.0 - cfg.distill_weight) * loss_b + cfg.distill_weight * distill[cfg.distill]()
     elif isinstance(logits, tuple):
-        loss_b = (loss_b + losses.KINDS[cfg.name](student_bc, part.target)) / 2
+        loss_b = (loss_b + labels(student_bc)) / 2
     answer_bc = (own_bc + student_bc) / 2 if isinstance(logits, tuple) else own_bc
     if part.own is not None:
         return _sums(loss_b, functools.partial(in_top_of, answer_bc, part.own), part.weight)

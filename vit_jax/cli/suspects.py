@@ -1,0 +1,49 @@
+"""What `probe --suspects` tells: the examples of the train split whose labels look wrong."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.source import Source
+
+
+def find(
+    args: argparse.Namespace,
+    columns: Any,
+    split: Any,
+    source: Source,
+    names: list[str],
+    linear: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The `--suspects` examples of the highest held-out loss, by the head that the linear probe chose."""
+    from vit_jax.analysis import suspects
+
+    chosen = linear["columns"][linear["chosen"]]
+    x_nd = split.columns[columns[linear["chosen"]]]
+    classes = max(len(names), int(split.label.max()) + 1)
+    options = {"classes": classes, "epochs": args.epochs, "seed": args.seed}
+    found = suspects.held_out(x_nd, split.label, rate=chosen["lr"], decay=chosen["weight_decay"], **options)
+    name = lambda label: names[label] if label < len(names) else str(label)
+    return [
+        {
+            "path": source.path(int(split.place[i])) or str(split.place[i]),
+            "label": name(split.label[i]),
+            "predicted": name(found.predicted[i]),
+            "confidence": float(found.confidence[i]),
+            "loss": float(found.loss[i]),
+        }
+        for i in map(int, found.ranked(np.asarray(split.label))[: args.suspects])
+    ]
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """One line an example, the most suspect first."""
+    if not rows:
+        return "suspected wrong labels: none, all of the train split is classified as labelled"
+    lines = [
+        f"  {row['loss']:7.3f}  {row['label']}, more likely {row['predicted']} ({row['confidence']:.1%})  "
+        f"{row['path']}"
+        for row in rows
+    ]
+    return "\n".join(["suspected wrong labels of the train split, by held-out loss:", *lines])
