@@ -94,6 +94,14 @@ class Stop(vit_jax.Sink):
             raise RuntimeError("stopped by the test")
 
 
+def test_the_best_may_be_that_of_the_highest_mean_average_precision(trained, pictures, tmp_path):
+    loop.run(configured(pictures, train__best="map", train__steps=20), tmp_path)
+    told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = max((line for line in told if "eval/map" in line), key=lambda line: line["eval/map"])
+    (kept,) = [int(path.name) for path in (tmp_path / "best").iterdir() if path.name.isdigit()]
+    assert kept == best["step"]
+
+
 def test_a_run_that_was_stopped_ends_with_the_same_bits(trained, pictures, tmp_path):
     with pytest.raises(RuntimeError, match="stopped by the test"):
         loop.run(configured(pictures), tmp_path, sinks=[Stop(17)])
@@ -181,6 +189,8 @@ def test_other_commands_know_several_labels_or_refuse_them(trained, pictures, mo
         (probe, (run,), "the data gives several labels an image: probes are for one"),
         (evaluate, (run, "--compare", run), "--compare is for one label an image"),
         (evaluate, (run, "--confusion", tmp_path / "c.png"), "--confusion is for one label an image"),
+        (evaluate, (run, "--worst", tmp_path / "c.png"), "--worst is for one label an image"),
+        (evaluate, (run, "--csv", tmp_path / "c.csv"), "--csv is for one label an image"),
         (evaluate, (run, "--data.name=digits"), "was trained on several labels an image, the data gives one"),
         (predict, (run, pictures / "val0.png", "--coverage", 0.9), "--coverage is for one class an image"),
     ):
@@ -202,6 +212,14 @@ def test_what_does_not_go_with_several_labels_is_one_line(pictures, one_device):
             "the data gives several labels an image, loss.name=softmax learns one: ",
         ),
         (some, {"loss__teacher": "x"}, "several labels an image, loss.teacher=x teaches one: leave it out"),
+        (some, {"data__balance": True}, "data.balance=True counts images by their one class: leave it out"),
+        (some, {"loss__class_weights": "balanced"}, "loss.class_weights=balanced counts images by their one"),
+        (
+            some,
+            {"train__best": "macro"},
+            "train.best=macro is not measured on this data: give one of top1, map",
+        ),
+        (Splits(one, one), {"train__best": "map", "loss__name": "softmax"}, "train.best=map is not measured"),
         (some, {"model__classes": 7}, "model.classes=7 is not the 4 of the data: leave it 0"),
         (Splits(some.train, one), {}, "one split gives several labels an image and the other one"),
         (

@@ -116,7 +116,7 @@ class InMemory(Source):
 
 
 def read_labels(source: Source) -> np.ndarray:
-    """int32 [size] of a source of one label an example: as it knows them, else from reading every example, of which none is decoded.
+    """int32 [size] of a source of one label an example, read without decoding where it does not know them.
 
     -1 stands for an example that cannot be read.
     """
