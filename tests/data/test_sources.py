@@ -50,6 +50,31 @@ def test_a_folder_of_classes_is_split_by_name_and_sorted(tmp_path: Path) -> None
     assert pickle.loads(pickle.dumps(train)).images == train.images
 
 
+def test_a_split_that_is_not_there_is_no_other_one(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("ape", "bee"):
+            for i in range(3):
+                save(tmp_path / "split" / split / name / f"{i}.png", b"")
+    flat, split = tmp_path / "split" / "train", tmp_path / "split"
+    for name, place, fields, train, message in (
+        ("folder", split, {"train_split": "trian"}, True, "has no split trian: set data.train_split=train"),
+        ("folder", split, {"train_split": "trian"}, False, "has no split trian: set data.train_split=train"),
+        ("folder", flat, {"eval_split": "train"}, False, "has no split train for evaluation: set data.eval"),
+        ("digits", "", {"eval_split": "train"}, False, "data.name=digits has no split train for evaluation"),
+        (
+            "cifar",
+            flat,
+            {"train_split": "train[:50%]"},
+            True,
+            r"data.name=cifar has no split train\[:50%\]: ",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            sources.open_split(Data(name=name, dir=str(place), **fields), train=train)
+    named = Data(name="folder", dir=str(flat), eval_split="validation")  # that of the run's own data, maybe
+    assert sources.open_split(named, train=False).size == 2
+
+
 def held_out(folder: Path, rule: str) -> set[str]:
     cfg = config.override_data(
         Data(), ["--data.name=folder", f"--data.dir={folder}", f"--data.held_out={rule}"]
@@ -144,7 +169,7 @@ def test_what_is_no_data_is_left_out_and_counted(tmp_path: Path) -> None:
     assert (
         cache.keep(train, dataclasses.replace(cfg, cache_gib=1e-6), (8, 8), train=True).note() == train.note()
     )
-    clean = Data(name="folder", dir=str(tmp_path / "train"), train_split="none")
+    clean = Data(name="folder", dir=str(tmp_path / "train"))
     shutil.rmtree(tmp_path / "train" / "emu")
     for file in (*noise, "6.png"):
         (tmp_path / "train" / file).unlink()

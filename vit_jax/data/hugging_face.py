@@ -114,6 +114,7 @@ def arrow(cfg: Data, train: bool) -> Arrow:
     """
     root = paths.of(cfg.dir)
     if (root / STATE).is_file():
+        splits.want_plain(cfg, f"data.dir={cfg.dir}")
         told, shards = _told(root, cfg.dir)
         names = labels.classes(told)
         labels_n = labels.encode(told, names)

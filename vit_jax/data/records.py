@@ -112,6 +112,7 @@ def tfds_dir(cfg: Data) -> str:
 
 def cifar(cfg: Data, train: bool) -> InMemory:
     """CIFAR-10 or CIFAR-100 in the binary version: records of label bytes, then 3x32x32 pixels."""
+    splits.want_plain(cfg, "data.name=cifar")
     root = paths.of(cfg.dir)
     fine = (root / "train.bin").is_file()  # CIFAR-100: a coarse label byte comes first
     pattern = (

@@ -173,6 +173,8 @@ def folder(cfg: Data, *, train: bool) -> Source:
     if not paths.is_folder(root):
         raise UserError(f"data.dir={cfg.dir} is not a folder")
     has_splits = (root / cfg.train_split).is_dir()
+    if not has_splits:
+        splits.want_plain(cfg, f"data.dir={cfg.dir}")
     split_dir = root
     if has_splits:
         have = [s for s in splits.EVAL_SPLITS if (root / s).is_dir()]
@@ -265,9 +267,14 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in NO_DATA
 
 
+def _digits(cfg: Data, train: bool) -> Source:
+    splits.want_plain(cfg, "data.name=digits")
+    return digits(train=train)
+
+
 # By data.name; every other name is a TFDS data set.
 SOURCES: dict[str, Callable[[Data, bool], Source]] = {
-    "digits": lambda cfg, train: digits(train=train),
+    "digits": _digits,
     "folder": lambda cfg, train: folder(cfg, train=train),
     "table": tables.table,
     "parquet": hugging_face.parquet,

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.sections import Data
 
 EVAL_SPLITS = ("validation", "val", "test")
@@ -16,6 +17,14 @@ def pick(cfg: Data, have: Collection[str], *, train: bool) -> str:
     if train:
         return cfg.train_split
     return cfg.eval_split or next((s for s in EVAL_SPLITS if s in have), EVAL_SPLITS[0])
+
+
+def want_plain(cfg: Data, place: str) -> None:
+    """Raise UserError if `cfg` names a split that `place`, data without names of splits, cannot mean."""
+    if cfg.train_split != "train":
+        raise UserError(f"{place} has no split {cfg.train_split}: set data.train_split=train")
+    if cfg.eval_split not in ("", *EVAL_SPLITS):
+        raise UserError(f"{place} has no split {cfg.eval_split} for evaluation: set data.eval_split=test")
 
 
 def held_out(classes: Iterable[Sequence[str]], rule: str) -> set[str]:

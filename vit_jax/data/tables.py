@@ -93,6 +93,7 @@ def table(cfg: Data, train: bool) -> Listed:
                 f"data.dir={cfg.dir} has no table of paths and labels: want {cfg.train_split}.csv, "
                 f"{cfg.train_split}/metadata.csv, metadata.csv or labels.csv in it (or .parquet), or its name"
             )
+        splits.want_plain(cfg, f"data.dir={cfg.dir}")
         return _part(_read(alone), cfg, train=train)
     read = _read(of_training)
     names = labels.classes(read.told)
