@@ -74,6 +74,14 @@ def test_a_plan_reads_the_teacher_once(monkeypatch):
     assert read == [cfg]
 
 
+def test_a_model_has_as_many_classes_as_the_data_or_more():
+    mesh = meshes.make("cpu", 1)
+    more, fewer = (config.apply(tiny(), [f"--config.model.classes={n}"]) for n in (11, 9))
+    assert set_up(more, mesh, splits(more)).spec.model.classes == 11
+    with pytest.raises(UserError, match=r"model.classes=9 is fewer than the 10 of the data: leave it 0"):
+        set_up(fewer, mesh, splits(fewer))
+
+
 def test_a_teacher_of_other_classes_is_an_error():
     cfg = config.apply(tiny(), ["--config.loss.teacher=nowhere.npz"])
     with pytest.raises(UserError, match=r"loss.teacher=nowhere.npz has 7 classes, the run has 10"):

@@ -91,6 +91,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
     meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
     _want_classes(data.train)
     _want_sets(cfg, data)
+    _want_room(cfg, data)
     spec = describe(cfg, data.train)
     model = build.build(spec.model, scan=train.scan, remat=train.remat)
     recipe = Recipe(
@@ -195,6 +196,15 @@ def _want_sets(cfg: Config, data: Splits) -> None:
         raise UserError(
             f"the training split has {classes} classes, the evaluation split {len(data.eval.class_names)}: "
             "give splits of one data set"
+        )
+
+
+def _want_room(cfg: Config, data: Splits) -> None:
+    """Raise UserError for a model of fewer classes than the data has: labels beyond them would be lost."""
+    needed = max(len(data.train.class_names), len(data.eval.class_names))
+    if 0 < cfg.model.classes < needed:
+        raise UserError(
+            f"model.classes={cfg.model.classes} is fewer than the {needed} of the data: leave it 0"
         )
 
 
