@@ -135,3 +135,10 @@ def test_rare_classes_are_made_up_for_once():
         config.parse(c)
     c.loss.class_weights = (1.0, 2.0)
     assert config.parse(c).data.balance
+
+
+def test_labels_of_several_classes_are_not_balanced():
+    label = np.eye(3, dtype=np.uint8)[[0, 1, 2, 0]]
+    source = sources.arrays(np.zeros((4, 8, 8), np.uint8), label, ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"data.balance=True counts images by their one class: leave it out"):
+        batches_of(source, 2)

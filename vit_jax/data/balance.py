@@ -45,8 +45,13 @@ class ByClass:
 def by_class(source: Source, seed: int) -> ByClass:
     """The stream over `source`; what cannot be read is left out where labels are known by reading alone.
 
-    Raises UserError if no example can be read.
+    Raises UserError if no example can be read, or each may be of several classes.
     """
+    if source.multi_label:
+        raise UserError(
+            "the data gives several labels an image, data.balance=True counts images by their one class: "
+            "leave it out"
+        )
     label_n = read_labels(source)
     order_n = np.argsort(label_n, kind="stable").astype(np.int32)
     found, first = np.unique(label_n[order_n], return_index=True)
