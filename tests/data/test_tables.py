@@ -253,6 +253,14 @@ def test_what_is_wrong_in_a_csv_is_one_line(pictures: Path, case: str) -> None:
     refused("table", pictures, message)
 
 
+def test_a_path_from_the_root_is_the_same_image(pictures: Path) -> None:
+    rows = [f"{pictures / line}" for line in LINES[1:]]
+    (pictures / "labels.csv").write_text("\n".join([LINES[0], *rows[:6], *LINES[7:]]))
+    assert opened("table", pictures, train=True).size == COUNT - 3
+    (pictures / "labels.csv").write_text("\n".join([*LINES, rows[3]]))
+    refused("table", pictures, r"has \S+ape/03.png twice, in row 5 and row 26: give an image one row")
+
+
 def test_a_file_that_is_no_text_or_no_table_is_one_line(pictures: Path) -> None:
     refused(
         "table", pictures, "has no table of paths and labels: want train.csv, train/metadata.csv, metadata"
@@ -308,6 +316,7 @@ BAD_PARQUET = {
         r"has the label 0.25 \(row 1\).*regression",
     ),
     "dates": (COLUMNS | {"label": pa.array(range(COUNT), pa.timestamp("s"))}, "has labels of type timestamp"),
+    "paths": (COLUMNS | {"path": [*range(COUNT)]}, "has paths of type int64: want text"),
     "null": (COLUMNS | {"label": [None, *COLUMNS["label"][1:]]}, "has no label in row 0"),
 }
 

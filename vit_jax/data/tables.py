@@ -159,7 +159,7 @@ def _read(file: Path) -> _Table:
     for i, name in enumerate(images):
         if not name:
             fail(f"{file} has no path in {told.row(i)}: name an image, or leave it out")
-        if (before := first.setdefault(name, i)) != i:
+        if (before := first.setdefault(_below(file.parent, name), i)) != i:
             fail(
                 f"{file} has {name} twice, in {told.row(before)} and {told.row(i)}: give an image one row, "
                 "and for several labels a column label each"
@@ -205,7 +205,10 @@ def _parquet(file: Path) -> tuple[list[str], labels.Told]:
     column = next((name for name in LABEL_COLUMNS if name in header), None)
     if column is None:
         fail(f"{file} has the columns {', '.join(header)}: {WANTED}")
-    images = [os.path.normpath(str(name)) if name else "" for name in found.column(path).to_pylist()]
+    images = found.column(path).to_pylist()
+    if not all(isinstance(name, str | None) for name in images):
+        fail(f"{file} has paths of type {found.schema.field(path).type}: want text")
+    images = [os.path.normpath(name) if name else "" for name in images]
     return images, labels.of_column(found[column], str(file), labels.described(found.schema, column))
 
 
