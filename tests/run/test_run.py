@@ -304,6 +304,13 @@ def test_the_same_seed_gives_the_same_parameters(trained, tmp_path):
     assert final_digests(tmp_path) == final_digests(workdir)
 
 
+def test_the_command_that_uses_a_run_can_be_pasted(tmp_path, capsys):
+    loop.run(tiny(), tmp_path / "my run")
+    told = capsys.readouterr().out
+    assert f"use it: python -m vit_jax.cli.predict '{tmp_path}/my run' IMAGE" in told
+    assert f"tensorboard --logdir '{tmp_path}/my run'" in told
+
+
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to --workdir"):

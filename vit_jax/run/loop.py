@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shlex
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -263,10 +264,11 @@ def _conclusion(folder: Workdir, outcome: Outcome, class_names: Sequence[str]) -
     if outcome.signal:
         name = signal.Signals(outcome.signal).name
         return f"stopped by {name} after step {outcome.step}, saved: the same command continues from here"
+    path = shlex.quote(str(folder.path))
     return "\n".join(
         (
             f"done: {format_metrics(outcome.metrics, class_names)}",
-            f"curves: {folder.curves}, or tensorboard --logdir {folder.path}",
-            f"use it: python -m vit_jax.cli.predict {folder.path} IMAGE",
+            f"curves: {folder.curves}, or tensorboard --logdir {path}",
+            f"use it: python -m vit_jax.cli.predict {path} IMAGE",
         )
     )
