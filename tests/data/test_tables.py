@@ -182,9 +182,16 @@ def test_several_labels_are_the_same_in_every_form(pictures: Path, tmp_path: Pat
     numbers = [[NAMES.index(name) for name in names] for names in several]
     prepared.saved_to_disk(tmp_path / "arrow", images, numbers, NAMES)
     assert all_of(lambda train: opened("arrow", tmp_path / "arrow", train=train)) == wanted[0] | wanted[1]
+    noted = sources.open_split(Data(name="arrow", dir=str(tmp_path / "arrow")), train=True).note()
+    assert noted == f"note: {tmp_path}/arrow: 2 images have no label: they are of no class"
     for split, part in (("train", slice(0, 20)), ("test", slice(20, None))):
         prepared.hub_parquet(tmp_path / "hub", split, images[part], numbers[part], NAMES)
     assert all_of(lambda train: opened("parquet", tmp_path / "hub", train=train)) == wanted[0] | wanted[1]
+    assert (
+        opened("parquet", tmp_path / "hub", train=True)
+        .note()
+        .endswith(" train: 3 images have no label: they are of no class")
+    )
 
 
 def test_a_batch_of_several_labels_has_a_row_of_classes_an_example() -> None:
@@ -333,6 +340,8 @@ def test_what_is_wrong_in_a_saved_data_set_is_one_line(tmp_path: Path) -> None:
         "arrow", tmp_path, "has no dataset_dict.json or state.json: want a folder that save_to_disk wrote"
     )
     images = [image(0), image(1)]
+    prepared.saved_to_disk(tmp_path / "few", images, NAMES[:2])
+    refused("arrow", tmp_path / "few", "few has no rows for evaluation: give more", train=False)
     prepared.saved_to_disk(tmp_path / "a" / "train", images, [0, 1], NAMES)
     (tmp_path / "a" / "dataset_dict.json").write_text('{"splits": ["train"]}')
     refused("arrow", tmp_path / "a", "has no split validation: it has train", train=False)

@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax import paths
 from vit_jax.data import labels, splits
 from vit_jax.data.decode import BrokenExample, Encoded
-from vit_jax.data.source import InMemory, Label, Source, encoded, label_at
+from vit_jax.data.source import InMemory, Label, Source, encoded, label_at, note_of_bare
 from vit_jax.data.tables import LABEL_COLUMNS, read_parquet
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
@@ -106,6 +106,10 @@ class Arrow(Source):
         """int32 [size], or uint8 [size, classes]."""
         return self.labels_n
 
+    def note(self) -> str:
+        """How many examples are of no class."""
+        return note_of_bare(self.name, self.labels_n)
+
 
 def arrow(cfg: Data, train: bool) -> Arrow:
     """What `datasets` wrote with save_to_disk to `cfg.dir`: a DatasetDict, or a Dataset without splits.
@@ -121,6 +125,8 @@ def arrow(cfg: Data, train: bool) -> Arrow:
         rows = [str(row) for row in range(len(labels_n))]
         held = splits.held_out(splits.by_labels(rows, labels_n, len(names)), cfg.held_out)
         rows_n = np.array([int(row) for row in rows if (row in held) != train], np.int64)
+        if not rows_n.size:
+            fail(f"data.dir={cfg.dir} has no rows for {'training' if train else 'evaluation'}: give more")
         return Arrow(cfg.dir, names, shards, rows_n, labels_n[rows_n])
     if not (root / SPLITS).is_file():
         fail(f"data.dir={cfg.dir} has no {SPLITS} or {STATE}: want a folder that save_to_disk wrote")

@@ -69,6 +69,12 @@ class Splits(NamedTuple):
     eval: Source
 
 
+def note_of_bare(name: str, labels_n: np.ndarray) -> str:
+    """The note of the source `name`: how many of its images, which may be of several classes, have none."""
+    bare = int((~labels_n.any(axis=1)).sum()) if labels_n.ndim == 2 else 0
+    return f"note: {name}: {bare:,} images have no label: they are of no class" if bare else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class InMemory(Source):
     """Pictures and labels held in memory: encoded bytes [n], or uint8 [n, h, w, c].
@@ -113,6 +119,10 @@ class InMemory(Source):
     def labels(self) -> np.ndarray:
         """int32 [size], or uint8 [size, classes]."""
         return self.labels_n
+
+    def note(self) -> str:
+        """How many examples are of no class."""
+        return note_of_bare(self.name, self.labels_n)
 
 
 def read_labels(source: Source) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from vit_jax import paths
 from vit_jax.data import labels, splits
 from vit_jax.data.decode import Encoded, suffixes
-from vit_jax.data.source import Label, Source, encoded, label_at
+from vit_jax.data.source import Label, Source, encoded, label_at, note_of_bare
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
 from vit_jax.sections import Data
@@ -65,8 +65,7 @@ class Listed(Source):
 
     def note(self) -> str:
         """How many examples are of no class."""
-        bare = int((~self.labels_n.any(axis=1)).sum()) if self.multi_label else 0
-        return f"note: {self.table}: {bare:,} images have no label: they are of no class" if bare else ""
+        return note_of_bare(self.table, self.labels_n)
 
 
 @dataclasses.dataclass(frozen=True)
