@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from vit_jax.analysis import calibration
+from vit_jax.analysis import calibration, predictions
 from vit_jax.data.loader import Batch
 from vit_jax.errors import UserError
 from vit_jax.sections import Loss
-from vit_jax.training import losses, multilabel
+from vit_jax.training import evaluate, losses, multilabel
 from vit_jax.training.step import prepare, training_sums
 
 
@@ -56,6 +56,17 @@ def test_metrics_are_those_of_scikit_learn(data, ties):
     p = 1 / (1 + np.exp(-logits))
     bits = own.shape[1] * metrics.log_loss(own.ravel(), np.stack([1 - p.ravel(), p.ravel()], axis=1))
     assert got["loss"] == pytest.approx(bits, rel=1e-9)
+
+
+def test_nothing_is_said_of_no_examples():
+    none = np.zeros((0, 3))
+    for told in (
+        lambda: multilabel.summarise(none, none),
+        lambda: evaluate.summarise(0.0, 0.0, np.zeros(3), np.zeros(3)),
+        lambda: predictions.collect([(np.zeros(0, np.int32), none)], keep_logits=False),
+    ):
+        with pytest.raises(UserError, match="no example of the evaluation split can be read: check its"):
+            told()
 
 
 def test_classes_without_examples_do_not_count():

@@ -11,7 +11,7 @@ from vit_jax.analysis.calibration import CONFIDENCE
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
-from vit_jax.training.evaluate import BEST, summarise
+from vit_jax.training.evaluate import BEST, summarise, want_examples
 
 
 class Predictions(NamedTuple):
@@ -65,7 +65,10 @@ def collect_sets(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Sets:
 def collect(
     batches: Iterable[tuple[np.ndarray, np.ndarray]], *, keep_logits: bool, loss: str = "softmax"
 ) -> Predictions:
-    """Of (labels [b], float32 logits [b, c]), with confidences by `loss`. Raises UserError for bad labels."""
+    """Of (labels [b], float32 logits [b, c]), with confidences by `loss`.
+
+    Raises UserError for bad labels, and for no examples.
+    """
     rows: list[tuple[np.ndarray, ...]] = []
     kept: list[np.ndarray] = []
     clock = _Clock()
@@ -76,6 +79,7 @@ def collect(
         clock.tick(len(logits_bc))
     rate = clock.rate()
     label, predicted, confidence, rank, losses = (np.concatenate(c) for c in zip(*rows, strict=True))
+    want_examples(len(label))
     logits = np.concatenate(kept) if keep_logits else None
     return Predictions(label, predicted, confidence, rank, losses, logits, rate)
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from vit_jax.data import loader
 from vit_jax.data.source import Source
+from vit_jax.errors import UserError
 from vit_jax.sections import Data, Preprocess, Spec
 from vit_jax.training import mesh as meshes
 from vit_jax.training.step import EvalSums, eval_step, normalise
@@ -119,15 +120,22 @@ def _filling(batch_size: int, mesh: Mesh) -> int:
     return math.ceil(batch_size / mesh.size) * mesh.size
 
 
+def want_examples(count: float) -> None:
+    """Raise UserError if none of a split could be read: nothing can be said of none."""
+    if not count:
+        raise UserError("no example of the evaluation split can be read: check its files, or data.eval_split")
+
+
 def summarise(loss: float, top5: float, hits_c: np.ndarray, examples_c: np.ndarray) -> dict[str, float]:
     """Metrics of sums over a split: {"examples", "top1", "top5", "macro", "majority", "worst", "loss", ...}.
 
     "macro" is the mean of the accuracies of the classes that have examples, "worst" the least of them, that
     of the label "worst_class"; "majority" is the top-1 of always naming the most frequent class. Of at most
-    five classes there is no "top5": it would be 1.
+    five classes there is no "top5": it would be 1. Raises UserError if there are no examples.
     """
     hits_c, examples_c = np.asarray(hits_c, np.float64), np.asarray(examples_c, np.float64)
     examples = float(examples_c.sum())
+    want_examples(examples)
     accuracy_c = hits_c / np.maximum(examples_c, 1)
     worst = int(np.where(examples_c > 0, accuracy_c, np.inf).argmin())
     among_five = {"top5": float(top5) / examples} if len(examples_c) > BEST else {}

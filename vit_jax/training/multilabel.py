@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from vit_jax.data.source import Source
 from vit_jax.sections import Data, Spec
 from vit_jax.training import mesh as meshes
-from vit_jax.training.evaluate import Evaluator
+from vit_jax.training.evaluate import Evaluator, want_examples
 from vit_jax.training.step import normalise
 
 
@@ -68,8 +68,9 @@ def summarise(
     Labels are 0 or 1, `threshold_c` logits from which on a class is predicted. "map" is the mean of the
     average precisions of the classes that have examples, "worst" the least of them, that of "worst_class";
     "top1" is the share of examples whose likeliest class is one of theirs; "loss" the binary cross-entropies
-    of the classes, summed, a mean over examples.
+    of the classes, summed, a mean over examples. Raises UserError if there are no examples.
     """
+    want_examples(len(label_nc))
     own_nc, z_nc = np.asarray(label_nc) > 0, np.asarray(logits_nc, np.float64)
     precision_c = average_precisions(z_nc, own_nc)
     f1 = f1_scores(z_nc >= threshold_c, own_nc)
