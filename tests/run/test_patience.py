@@ -144,10 +144,12 @@ def test_a_standing_counts_evaluations_without_a_better_metric():
 
 
 @pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize(("metric", "step"), [("top1", 2), ("top5", 3), ("macro", 4), ("loss", 5)])
+@pytest.mark.parametrize(
+    ("metric", "step"), [("map", 1), ("top1", 2), ("top5", 3), ("macro", 4), ("loss", 5)]
+)
 def test_the_best_is_that_of_the_metric_and_ties_keep_the_first(tmp_path, monkeypatch, metric, step, mean):
     cfg = config.apply(tiny(), [f"--config.train.best={metric}"])
-    best_at = {"top1": 2, "top5": 3, "macro": 4, "loss": 5}  # and as good once more at 6
+    best_at = {"map": 1, "top1": 2, "top5": 3, "macro": 4, "loss": 5}  # and as good once more at 6
 
     def measured(params, *_):
         better = float(params["x"]) > 0 or not mean  # with a running mean it is the better one
@@ -177,7 +179,7 @@ def test_the_best_is_that_of_the_metric_and_ties_keep_the_first(tmp_path, monkey
 def test_what_cannot_be_waited_for_is_refused(tmp_path):
     assert typing.get_args(BestName) == tuple(evaluate.SIGN)
     for field, message in {
-        "train.best=map": "train.best='map' is not one of top1, top5, macro, loss",
+        "train.best=top3": "train.best='top3' is not one of top1, top5, macro, map, loss",
         "train.patience=-1": "train.patience=-1 must be at least 0",
         "train.patience=2": "train.patience=2 counts evaluations: set train.eval_every to have some",
     }.items():
