@@ -29,6 +29,7 @@ HloModule step
 
 %body (state: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
   %a = f32[8] fusion(), calls=%fused, metadata={op_name="b_0/mul"}, backend_config={"estimated_cycles":"10"}
+  %k = f32[8,16] custom-call(%a), backend_config={"custom_call_config":{"cost_estimate":{"flops":"7"}}}
   %r = f32[8,16]{1,0} all-reduce(%a), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%sum
 }
 
@@ -60,6 +61,8 @@ ENTRY %main (p0: f32[8,16]) -> f32[8,16] {
 def test_loops_count_as_often_as_they_run_and_an_exchange_once():
     cost = program.read(PROGRAM, {"data": 4, "fsdp": 2})
     assert cost.cycles == 12 * 10 + 5 + 3 + 1000
+    assert cost.kernel_flops == 12 * 7
+    assert target.CHIPS["v5e"].seconds(cost) == pytest.approx(cost.cycles / 1.503e9 + 84 / 197e12, rel=1e-3)
     assert cost.by_line == {"b_0/mul": 12 * 10, "": 5 + 3 + 1000}
     assert cost.collectives == [
         Collective("all-reduce", "data", 13, 12 * 512 + 32),  # channels 1, in the loop, and 4
@@ -83,7 +86,7 @@ def test_without_the_times_of_a_loop_there_is_no_estimate(word, other):
 
 def test_a_program_for_a_cpu_has_no_estimate():
     cost = program.read("ENTRY %main () -> f32[] {\n  ROOT %a = f32[] add(%b, %c)\n}\n", {"data": 1})
-    assert cost == (0, [], {})
+    assert cost == program.NO_COST
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def _share(tree: Any) -> int:
 def _estimate(
     setup: Setup, measured: Measured, target: Target, flops: float, evaluation: jax.stages.Compiled
 ) -> Estimate:
-    step_s = measured.cost.cycles / target.chip.clock_hz
+    step_s = target.chip.seconds(measured.cost)
     images_per_s = setup.cfg.train.batch_size / step_s
     return Estimate(
         target=target.name,
@@ -235,7 +235,7 @@ def _remedies(
             continue  # a batch that cannot be cut so
         change = flags(changes)
         fits = not measured.refused and measured.memory_bytes <= limit_bytes
-        step_s = measured.cost.cycles / target.chip.clock_hz if target and fits else 0.0
+        step_s = target.chip.seconds(measured.cost) if target and fits else 0.0
         told = {"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits}
         tried.append(
             told | {"step_s": step_s, "images_per_s": cfg.train.batch_size / step_s if step_s else 0.0}

@@ -13,6 +13,7 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$", re.M)
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
+KERNEL = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 CALLED = re.compile(r"\b(?:to_apply|calls)=%?([\w.-]+)")
 LOOP = re.compile(r"\bwhile\(.*\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
@@ -46,13 +47,15 @@ class Collective(NamedTuple):
 class Cost(NamedTuple):
     """`cycles` is the compiler's own estimate for a step on one chip, 0 where it makes none.
 
-    So too where the program does not say how often a loop runs. What chips exchange has no cycles. `by_line`
-    has the parts of it by the names that jax gives the lines of a model and of its derivatives.
+    So too where the program does not say how often a loop runs. What chips exchange has no cycles, nor have
+    kernels of Pallas: the operations that they say of themselves are `kernel_flops`. `by_line` has the parts
+    of `cycles` by the names that jax gives the lines of a model and of its derivatives.
     """
 
     cycles: int
     collectives: list[Collective]
     by_line: Counter[str]
+    kernel_flops: int = 0
 
 
 NO_COST = Cost(0, [], Counter())
@@ -83,8 +86,13 @@ def read(text: str, mesh_shape: dict[str, int]) -> Cost:
     for kind, axes, times, size in found.values():
         before = rows.get((kind, axes), Collective(kind, axes, 0, 0))
         rows[kind, axes] = Collective(kind, axes, before.times + times, before.bytes + times * size)
+    flops = sum(n * _kernel_flops(bodies[name]) for name, n in often.items() if name in bodies)
     total = 0 if None in trips.values() else cycles.total()
-    return Cost(total, sorted(rows.values(), key=lambda row: -row.bytes), cycles)
+    return Cost(total, sorted(rows.values(), key=lambda row: -row.bytes), cycles, flops)
+
+
+def _kernel_flops(lines: list[str]) -> int:
+    return sum(int(n) for line in lines for n in KERNEL.findall(line))
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.run import first_state, plan
 from vit_jax.run.plan import GIB, Measured
 from vit_jax.run.setup import set_up
-from vit_jax.run.target import Target
+from vit_jax.run.target import Chip, Target
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
 
@@ -47,7 +47,7 @@ def best(cfg: Config, data: Splits, target: Target, *, say: Callable[[str], None
         mesh = plan.mesh_of(other, target)
         with jax.set_mesh(mesh):
             measured = plan.measure(set_up(other, mesh, data, teacher))
-        one = _tried(changes, measured, cfg.train.batch_size, limit, target.chip.clock_hz)
+        one = _tried(changes, measured, cfg.train.batch_size, limit, target.chip)
         speed = f"{one.images_per_s:,.0f} images/s" if one.fits else "does not fit"
         say(f"  {one.memory_per_device_bytes / GIB:.2f} GiB, {speed}, after {measured.seconds:.0f} s")
         return one
@@ -105,13 +105,13 @@ def _parts(fewest: int, most: int, tried: list[Tried], limit: int) -> Iterator[i
             needed, parts = needed / 2, parts * 2
 
 
-def _tried(changes: Changes, measured: Measured, batch: int, limit: int, clock_hz: float) -> Tried:
+def _tried(changes: Changes, measured: Measured, batch: int, limit: int, chip: Chip) -> Tried:
     fits = not measured.refused and measured.memory_bytes <= limit
     if fits and not measured.cost.cycles:
         raise UserError(
             f"the compiler gives no estimate of {plan.flags(changes) or 'this config'}: leave --best out"
         )
-    return Tried(changes, measured.memory_bytes, batch * clock_hz / measured.cost.cycles if fits else 0.0)
+    return Tried(changes, measured.memory_bytes, batch / chip.seconds(measured.cost) if fits else 0.0)
 
 
 def rows(ranked: list[Tried]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from vit_jax.errors import UserError
+from vit_jax.run.program import Cost
 
 
 class Chip(NamedTuple):
@@ -17,6 +18,10 @@ class Chip(NamedTuple):
     hbm_gib: float  # that a program may use, by the compiler's own message
     cores: int  # that the name of a slice counts for each chip
     sizes: dict[int, str]  # chips: topology
+
+    def seconds(self, cost: Cost) -> float:
+        """The estimate of a step: the compiler's cycles, and our kernels' products at the chip's rate."""
+        return cost.cycles / self.clock_hz + cost.kernel_flops / self.peak_flops
 
 
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
