@@ -29,6 +29,25 @@ def test_own_derivatives_equal_autodiffs(own, plain):
     np.testing.assert_allclose(back(dy)[0], wanted_back(dy)[0], rtol=0, atol=ATOL)
 
 
+def test_the_norm_and_its_derivatives_equal_autodiffs():
+    x, dy, scale, bias = (
+        3.0 + jnp.asarray(NORMAL[0]),
+        jnp.asarray(NORMAL[1]),
+        *map(jnp.asarray, NORMAL[2, :2]),
+    )
+
+    def plain(x, scale, bias):
+        y = x - x.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + 1e-6)
+        return y * scale[None] + bias[None]
+
+    own = lambda *told: kernels.layer_norm(*told, 1e-6)
+    (y, back), (wanted, wanted_back) = (jax.vjp(f, x, scale, bias) for f in (own, plain))
+    np.testing.assert_array_equal(y, wanted)
+    for a, b in zip(back(dy), wanted_back(dy), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=4 * ATOL)  # sums of up to seven terms of order one
+
+
 @pytest.mark.parametrize("outputs", [3, 12], ids=["narrows", "widens"])
 def test_the_product_and_both_its_derivatives_equal_the_plain_ones(outputs):
     x_ni = jnp.asarray(NORMAL[0])

@@ -4,6 +4,7 @@ The platform that a program is compiled for chooses the form. The rest of `model
 
     product(x, kernel)   x @ kernel
     shifted(x, bias)     x + bias
+    layer_norm(x, ...)   (x - mean x) / sqrt(var x + eps) * scale + bias in float32
     gelu(x, tanh)        jax.nn.gelu(x, approximate=tanh) in float32
     summed_once(x)       x
 
@@ -12,6 +13,7 @@ Those of attention are in `attend.py`. Dims: i inputs, o outputs, r rows.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +67,7 @@ def transposed_product_on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def shifted(x: jax.Array, bias_o: jax.Array) -> jax.Array:
     """x + bias over the last axis of x [..., o]. Its derivative chooses the form of the sum over rows."""
-    return x + bias_o.reshape((1,) * (x.ndim - 1) + (-1,))
+    return x + _last(bias_o, x)
 
 
 def _shifted_backward(_: None, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,6 +87,45 @@ def sum_of_rows_on_tpu(x: jax.Array) -> jax.Array:
     rows = tuple(range(x.ndim - 1))
     ones = jnp.ones((*x.shape[:-1], 8), x.dtype)
     return jax.lax.dot_general(ones, x, ((rows, rows), ((), ())))[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) -> jax.Array:
+    """(x - mean x) / sqrt(var x + eps) * scale + bias over the last axis, in float32. arXiv:1607.06450.
+
+    Its derivative keeps x alone for the backward pass, where autodiff keeps three float32 copies.
+    """
+    y, _ = _standardised(x, eps)
+    return (y * _last(scale_d, x) + _last(bias_d, x)).astype(x.dtype)
+
+
+def _layer_norm_forward(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) -> Any:
+    return layer_norm(x, scale_d, bias_d, eps), (x, scale_d)
+
+
+def _layer_norm_backward(eps: float, kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> Any:
+    x, scale_d = kept
+    y, per_std = _standardised(x, eps)
+    dy = dy.astype(jnp.float32)
+    g = dy * _last(scale_d, x)
+    dx = per_std * (g - g.mean(axis=-1, keepdims=True) - y * (g * y).mean(axis=-1, keepdims=True))
+    return dx.astype(x.dtype), sum_of_rows(dy * y), sum_of_rows(dy)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _standardised(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """x with mean 0 and variance 1 over the last axis, and 1 / its standard deviation, float32."""
+    x = x.astype(jnp.float32)
+    x -= x.mean(axis=-1, keepdims=True)
+    per_std = jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
+    return x * per_std, per_std
+
+
+def _last(vector_d: jax.Array, x: jax.Array) -> jax.Array:
+    """As wide as x: ranks are never promoted silently."""
+    return vector_d.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

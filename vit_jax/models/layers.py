@@ -28,10 +28,7 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
-        y = y - y.mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.cfg.norm_eps)
-        return _scale_and_shift(y, scale, bias).astype(x.dtype)
+        return kernels.layer_norm(x, scale, bias, self.cfg.norm_eps)
 
 
 class Mlp(nn.Module):
@@ -210,8 +207,3 @@ def _xavier(inputs: int) -> nn.initializers.Initializer:
         return XAVIER(key, flat, dtype).reshape(shape)
 
     return init
-
-
-def _scale_and_shift(y: jax.Array, scale_d: jax.Array, bias_d: jax.Array) -> jax.Array:
-    shape = (1,) * (y.ndim - 1) + scale_d.shape  # ranks are never promoted silently
-    return y * scale_d.reshape(shape) + bias_d.reshape(shape)
