@@ -150,7 +150,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sizes", default="S/16", help="as vit_jax.models.variants names them; L/16=16: 16 images"
     )
-    parser.add_argument("--targets", default="v5e-4", help="as of train.py --target, with commas")
+    parser.add_argument(
+        "--targets", default="v5e-4", help="slices as train.py --target takes them, separated by commas"
+    )
     parser.add_argument("--batch", type=int, default=64, help="images a chip")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--dtype", default="bfloat16")

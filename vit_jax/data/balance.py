@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from vit_jax.data.source import Source, read_labels
+from vit_jax.data.source import Source, read_labels, want_one_class
 from vit_jax.errors import UserError
 
 CLASSES, WITHIN = 2, 3  # streams of random numbers, beside those of loader.py
@@ -47,11 +47,7 @@ def by_class(source: Source, seed: int) -> ByClass:
 
     Raises UserError if no example can be read, or each may be of several classes.
     """
-    if source.multi_label:
-        raise UserError(
-            "the data gives several labels an image, data.balance=True counts images by their one class: "
-            "leave it out"
-        )
+    want_one_class(source, "data.balance", True)
     label_n = read_labels(source)
     order_n = np.argsort(label_n, kind="stable").astype(np.int32)
     found, first = np.unique(label_n[order_n], return_index=True)

@@ -125,6 +125,15 @@ class InMemory(Source):
         return note_of_bare(self.name, self.labels_n)
 
 
+def want_one_class(source: Source, field: str, value: bool | str) -> None:
+    """Raise UserError for a field that counts images by their class where each may be of several."""
+    if source.multi_label:
+        raise UserError(
+            f"the data gives several labels an image, {field}={value} counts images by their one class: "
+            "leave it out"
+        )
+
+
 def read_labels(source: Source) -> np.ndarray:
     """int32 [size] of a source of one label an example, read without decoding where it does not know them.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.config import preprocess_of
-from vit_jax.data.source import Source, Splits, read_labels
+from vit_jax.data.source import Source, Splits, read_labels, want_one_class
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.models.stack import stack, unstack
@@ -187,7 +187,7 @@ def _want_sets(cfg: Config, data: Splits) -> None:
         raise UserError(f"{several}, loss.name={cfg.loss.name} learns one: set loss.name=sigmoid")
     for field, value in (("data.balance", cfg.data.balance), ("loss.class_weights", cfg.loss.class_weights)):
         if value in (True, "balanced"):
-            raise UserError(f"{several}, {field}={value} counts images by their one class: leave it out")
+            want_one_class(data.train, field, value)
     if cfg.loss.teacher:
         raise UserError(f"{several}, loss.teacher={cfg.loss.teacher} teaches one: leave it out")
     if cfg.model.classes not in (0, classes):
