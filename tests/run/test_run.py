@@ -103,19 +103,24 @@ def test_a_run_leaves_what_the_readme_says(trained):
         assert picture.width > 500
 
 
-def test_tensorboard_has_the_numbers_of_the_metrics(trained):
+def test_tensorboard_has_the_numbers_of_the_metrics_the_config_and_the_first_batch(trained):
     workdir, _ = trained
-    told = {}
+    numbers, other = {}, set()
     for path in (workdir / "tensorboard").iterdir():
         content, at = path.read_bytes(), 0
         while at < len(content):  # length, its checksum, an event, its checksum
             (length,) = struct.unpack_from("Q", content, at)
             event = Event.FromString(content[at + 12 : at + 12 + length])
             at += 16 + length
-            told |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    numbers[event.step, value.tag] = value.simple_value
+                else:
+                    other.add((event.step, value.tag))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     wanted = {(line["step"], k): np.float32(v) for line in lines for k, v in line.items() if k != "step"}
-    assert told == wanted
+    assert numbers == wanted
+    assert other == {(1, "config/text_summary"), (1, "first_batch")}
 
 
 def test_a_finished_run_is_not_run_again(trained):
