@@ -20,7 +20,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.sections import Data, Spec
 from vit_jax.training.step import normalise
-from vit_jax.weights.adapt import Weights, Wish
+from vit_jax.weights.adapt import Wish
 from vit_jax.weights.load import read
 from vit_jax.weights.report import Report
 from vit_jax.weights.save import write
@@ -44,7 +44,8 @@ class Loaded:
 
     A model without a head, of `spec.model.classes=0`, has features alone, and raises UserError for the rest.
     `data` is what the model was trained on, ImageNet for published files; `report` says what became of each
-    array. `calibration` is that of a model of several classes an image, where there is one.
+    array. `calibration` is what `evaluate --calibrate` fitted on these parameters, if it was run: temperature
+    and thresholds of all confidences here.
     """
 
     model: nn.Module
@@ -57,12 +58,12 @@ class Loaded:
     def classify(self, images: Iterable[Image.Image], top: int | None = None) -> list[list[Prediction]]:
         """The `top` (5) classes of each image, the likeliest first. Preprocesses as in evaluation.
 
-        Of a model of several classes an image, without `top`: those above their thresholds, maybe none; and
-        confidences are calibrated, if it is. Raises UserError for what is no image, and for a `top` below 1.
+        Of a model of several classes an image, without `top`: those above their thresholds, maybe none.
+        Raises UserError for what is no image, and for a `top` below 1.
         """
         if top is not None and top < 1:
             raise UserError(f"top={top} must be at least 1")
-        rows = self.probabilities(images, temperature=self.temperature)
+        rows = self.probabilities(images)
         if top is None and self.spec.multi_label:
             return [self.above(row) for row in rows]
         return [self.best(row, TOP if top is None else top) for row in rows]
@@ -75,7 +76,8 @@ class Loaded:
     @property
     def thresholds(self) -> tuple[float, ...]:
         """The confidence from which on each class is predicted, where an image may be of several."""
-        return self.calibration.thresholds if self.calibration else (UNFITTED,) * self.spec.model.classes
+        fitted = self.calibration.thresholds if self.calibration else ()
+        return fitted or (UNFITTED,) * self.spec.model.classes
 
     def above(self, probability_c: np.ndarray) -> list[Prediction]:
         """The classes of one image's probabilities that reach their thresholds, the likeliest first."""
@@ -83,13 +85,13 @@ class Loaded:
         reached = set(np.flatnonzero(probability_c >= np.asarray(self.thresholds)).tolist())
         return [found for found in self.best(probability_c, count) if found.index in reached]
 
-    def probabilities(self, images: Iterable[Image.Image], *, temperature: float = 1.0) -> np.ndarray:
-        """float32 [images, classes] of logits over `temperature`: softmax, or a sigmoid of each class.
+    def probabilities(self, images: Iterable[Image.Image]) -> np.ndarray:
+        """float32 [images, classes], softmax or a sigmoid of each class, of logits over the temperature.
 
         Raises UserError for what is no image, and for a model without a head.
         """
         self.need_head()
-        t = jnp.float32(temperature)
+        t = jnp.float32(self.temperature)
         return self._forward(images, lambda x: _probabilities(self.model, self.spec, self.params, x, t))
 
     def features(
@@ -157,13 +159,13 @@ def load(
     weights = read(ref, Wish(image_size=image_size, classes=classes, heads=heads))
     print(weights.report, file=sys.stderr)
     as_stored = image_size is None and classes is None
-    found = _thresholds(ref, weights) if as_stored and weights.loss == "sigmoid" else None
+    found = calibration.load(ref, weights.params) if as_stored else None
     spec = Spec(
         model=weights.model,
         preprocess=weights.preprocess,
         class_names=weights.class_names,
         loss=weights.loss,
-        multi_label=weights.multi_label or found is not None,
+        multi_label=weights.multi_label or bool(found and found.thresholds),
     )
     used = dataclasses.asdict(weights.preprocess)
     data = (
@@ -173,19 +175,6 @@ def load(
     )
     params = jax.tree.map(jnp.asarray, weights.params)
     return Loaded(build.build(weights.model), params, spec, data, weights.report, found)
-
-
-def _thresholds(ref: str | os.PathLike[str], weights: Weights) -> Calibration | None:
-    """The calibration beside `ref`, if it has thresholds. Raises UserError for those of other classes."""
-    found = calibration.load(ref)
-    if found is None or not found.thresholds:
-        return None
-    if len(found.thresholds) != weights.model.classes:
-        raise UserError(
-            f"{calibration.path_of(ref)} has {len(found.thresholds)} thresholds, the model "
-            f"{weights.model.classes} classes: run evaluate --calibrate again"
-        )
-    return found
 
 
 def save(

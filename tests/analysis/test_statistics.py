@@ -1,5 +1,9 @@
 """Statistics and calibration on constructed data whose answers are known."""
 
+import json
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -99,12 +103,25 @@ def test_too_few_examples_give_the_set_of_all_classes(tmp_path):
     assert fitted.sets(np.full((1, 6), 1 / 6), 0.9).all()
     with pytest.raises(UserError, match="is not between 0 and 1"):
         fitted.sets(np.full((1, 6), 1 / 6), 1.0)
-    assert calibration.save(tmp_path, fitted) == tmp_path / "calibration.json"
-    assert calibration.load(tmp_path) == fitted
-    (tmp_path / "calibration.json").write_text("{}")
+
+
+def test_a_calibration_is_of_the_parameters_that_it_was_fitted_on(tmp_path, capsys):
+    fitted = calibration.fit(*drawn(50, 1.0, 0))
+    params = {"head": {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}
+    path = tmp_path / "calibration.json"
+    assert calibration.save(tmp_path, fitted, params) == path
+    assert calibration.load(tmp_path, jax.tree.map(jnp.asarray, params)) == fitted
+    assert calibration.load(tmp_path / "file.npz", params) is None
+    assert not capsys.readouterr().err
+    params["head"]["bias"][1] = 1e-6
+    stored = json.loads(path.read_text())
+    for of in (stored, {k: v for k, v in stored.items() if k != "params"}):  # which older files have not
+        path.write_text(json.dumps(of))
+        assert calibration.load(tmp_path, params) is None
+        assert "was fitted on other weights and is not used: run evaluate --c" in capsys.readouterr().err
+    path.write_text("{}")
     with pytest.raises(UserError, match="is not a calibration"):
-        calibration.load(tmp_path)
-    assert calibration.load(tmp_path / "file.npz") is None
+        calibration.load(tmp_path, params)
 
 
 def test_predictions_count_each_example_once_and_ties_against_the_model(tmp_path):

@@ -116,6 +116,17 @@ def test_calibration_is_used_by_predict(monkeypatch, capsys, workdir, tmp_path):
     assert code == 0
     assert row["set"]
     assert set(row["set"]) <= set("0123456789")
+    (own,) = vit_jax.load(workdir).classify([Image.open(tmp_path / "x.png")])
+    likeliest = row["predictions"][0]
+    assert likeliest["class"] == own[0].name
+    assert likeliest["confidence"] == pytest.approx(
+        own[0].confidence, abs=1e-6
+    )  # float32, in another program
+    path = workdir / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"params": 1}))
+    code, _, err = call(monkeypatch, capsys, predict, workdir, tmp_path / "x.png", "--coverage", 0.9)
+    assert (code, "has no calibration" in err[-1]) == (2, True)
+    assert any("was fitted on other weights and is not used" in line for line in err)
 
 
 def test_another_image_size_resizes_positions_and_is_not_calibrated(monkeypatch, capsys, workdir, tmp_path):

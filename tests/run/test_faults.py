@@ -21,6 +21,7 @@ from weight_files import arrays
 
 import vit_jax
 from vit_jax import config, loaded
+from vit_jax.analysis.calibration import Calibration
 from vit_jax.cli import evaluate, probe
 from vit_jax.cli.common import run_command
 from vit_jax.data import sources
@@ -63,9 +64,8 @@ def test_a_sigmoid_model_answers_with_sigmoids_wherever_it_is_used(sigmoid_run, 
     logits = logits_of(model, images)
     # Float32 in another batch size: the last digits of numbers of order one.
     np.testing.assert_allclose(model.probabilities(images), scipy.special.expit(logits), atol=1e-6)
-    np.testing.assert_allclose(
-        model.probabilities(images, temperature=2.0), scipy.special.expit(logits / 2), atol=1e-6
-    )
+    fitted = dataclasses.replace(model, calibration=Calibration(2.0, (), 9))
+    np.testing.assert_allclose(fitted.probabilities(images), scipy.special.expit(logits / 2), atol=1e-6)
     assert model.classify(images, top=1)[0][0].confidence < 0.5  # ten classes, and a bias of -2
     record = orbax.read_record
     monkeypatch.setattr(orbax, "read_record", lambda step: _of_before(record(step)))

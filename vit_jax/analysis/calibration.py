@@ -9,7 +9,11 @@ import dataclasses
 import json
 import math
 import os
+import sys
+import zlib
+from typing import Any
 
+import jax
 import numpy as np
 
 from vit_jax import paths
@@ -128,23 +132,30 @@ def path_of(ref: str | os.PathLike[str]) -> Path:
     return path / FILE if path.is_dir() else path.with_name(f"{path.name}.{FILE}")
 
 
-def save(ref: str | os.PathLike[str], calibration: Calibration) -> Path:
-    """Write it beside `ref`. Raises UserError if that is no place on this machine."""
+def save(ref: str | os.PathLike[str], calibration: Calibration, params: Any) -> Path:
+    """Write it beside `ref`, with a checksum of the parameters that it was fitted on.
+
+    Raises UserError if that is no place on this machine.
+    """
     try:
         path = path_of(ref)
-        paths.write(path, json.dumps(dataclasses.asdict(calibration)) + "\n")
+        tree = dataclasses.asdict(calibration) | {"params": _checksum(params)}
+        paths.write(path, json.dumps(tree) + "\n")
     except UserError as error:
         raise UserError(f"{error}: calibrate a run or a file of yours") from error
     return path
 
 
-def load(ref: str | os.PathLike[str]) -> Calibration | None:
-    """The calibration beside `ref`, or None. Raises UserError for a broken one."""
+def load(ref: str | os.PathLike[str], params: Any) -> Calibration | None:
+    """The calibration beside `ref`, or None, also where it was fitted on other parameters, which stderr says.
+
+    A run that goes on, or a file that is written again, leaves such a one. Raises UserError for a broken one.
+    """
     if paths.in_web(str(ref)) or not (path := path_of(ref)).is_file():
         return None
     try:
         tree = json.loads(path.read_text())
-        return Calibration(
+        found = Calibration(
             float(tree["temperature"]),
             tuple(map(float, tree["scores"])),
             int(tree["examples"]),
@@ -152,3 +163,17 @@ def load(ref: str | os.PathLike[str]) -> Calibration | None:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a calibration ({error}): run evaluate --calibrate again") from error
+    if tree.get("params") == _checksum(params):
+        return found
+    print(
+        f"{path} was fitted on other weights and is not used: run evaluate --calibrate again", file=sys.stderr
+    )
+    return None
+
+
+def _checksum(params: Any) -> int:
+    """CRC-32 of all parameters, in the order of the tree."""
+    crc = 0
+    for leaf in jax.tree.leaves(params):
+        crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
+    return crc

@@ -86,7 +86,7 @@ def main() -> None:
         facts["compare"] = {"ref": args.ref, **_compare(found, other, args.compare)}
     if args.calibrate and found.logits is not None:
         fitted = calibration.fit(found.logits, found.label, loss=loss)
-        where = calibration.save(args.ref, fitted)
+        where = calibration.save(args.ref, fitted, opened.loaded.params)
         facts["calibration"] = {"temperature": fitted.temperature, "file": str(where)}
     if args.save:
         predictions.save(args.save, found)

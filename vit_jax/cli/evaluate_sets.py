@@ -43,7 +43,8 @@ def report(
         f1 = multilabel.f1_scores(
             calibration.sigmoid(z_nc / fitted.temperature) >= np.array(fitted.thresholds), own_nc
         )
-        where = calibration.save(args.ref, fitted.of_classes(to, loaded.spec.model.classes))
+        whole = fitted.of_classes(to, loaded.spec.model.classes)
+        where = calibration.save(args.ref, whole, loaded.params)
         facts["calibration"] = {
             "temperature": fitted.temperature,
             "thresholds": dict(zip(names, fitted.thresholds, strict=True)),

@@ -62,18 +62,16 @@ def main() -> None:
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import calibration
 
-    fitted = None if args.image_size else calibration.load(args.ref)
-    if args.coverage is not None and fitted is None:
-        raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
     loaded.need_head()
-    several = loaded.spec.multi_label
+    fitted, several = loaded.calibration, loaded.spec.multi_label
     if several and args.coverage is not None:
         raise UserError(f"--coverage is for one class an image, {args.ref} gives several: leave it out")
+    if args.coverage is not None and fitted is None:
+        raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
     best: list[tuple[str, str]] = []
     for name, logits_c in _logits(loaded, names, rest):
-        logits_c = logits_c / fitted.temperature if fitted else logits_c
-        p_c = calibration.CONFIDENCE[loaded.spec.loss](logits_c[None])[0]
+        p_c = calibration.CONFIDENCE[loaded.spec.loss](logits_c[None] / loaded.temperature)[0]
         row = _row(loaded, name, p_c, args.top)
         if args.coverage is not None and fitted:
             held = fitted.sets(p_c[None], args.coverage)[0].nonzero()[0]
