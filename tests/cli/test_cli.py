@@ -16,7 +16,17 @@ COMMANDS = (
     "train.py",
     *(
         f"-m vit_jax.cli.{name}"
-        for name in ("predict", "evaluate", "attention", "embed", "probe", "convert", "export", "info")
+        for name in (
+            "predict",
+            "evaluate",
+            "attention",
+            "embed",
+            "probe",
+            "convert",
+            "export",
+            "info",
+            "diff",
+        )
     ),
 )
 pytestmark = pytest.mark.usefixtures("optax_dtypes")

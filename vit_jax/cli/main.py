@@ -15,6 +15,7 @@ COMMANDS = {
     "embed": "features of images, to a file",
     "probe": "k-NN and linear probes on frozen features",
     "info": "what a model is, on one screen",
+    "diff": "where two runs part, and what differed before",
     "data": "what training will see, and how fast it comes",
     "convert": "write weights in the layout of another code base",
     "export": "write a model for other runtimes",

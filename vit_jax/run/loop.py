@@ -17,7 +17,7 @@ from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.paths import Path
-from vit_jax.run import diagnose, distributed, first_state, loggers, patience, pictures, watchdog
+from vit_jax.run import diagnose, distributed, first_state, loggers, origin, patience, pictures, watchdog
 from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
@@ -102,7 +102,7 @@ def run(
         with Reporter([*own, *sinks] if primary else []) as report:
             evaluate = Evaluations(setup, data.eval, best, report, clock)
             profile = enter(Profile(cfg.train.profiled() if primary else None, folder))
-            loop = _Loop(setup, data, teacher_params, checkpoints, evaluate, report, clock, profile)
+            loop = _Loop(folder, setup, data, teacher_params, checkpoints, evaluate, report, clock, profile)
             loop.introduce(step)
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, standing, stop)
@@ -140,6 +140,7 @@ def _memory_for(cfg: Config) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
+    folder: Workdir
     setup: Setup
     data: Splits
     teacher_params: Any
@@ -172,7 +173,8 @@ class _Loop:
         """Steps until the end, one that comes early, or a signal; saves before it returns."""
         setup, cfg = self.setup, self.setup.cfg.train
         step = saved = int(state.step)
-        stream = loader.iterate(self._batches(), setup.cfg.data, start=step)
+        batches = self._batches()
+        stream = loader.iterate(batches, setup.cfg.data, start=step)
         sent: deque[jax.Array] = deque()  # whether the run must stop, of steps that may not be done yet
         stopped = None
         last = step == setup.steps or standing.ended(cfg)
@@ -182,6 +184,8 @@ class _Loop:
                 batch = next(stream)
             if not step:
                 self.report.show(1, "first_batch", pictures.tiled(batch.image))
+                params = setup.forms.unpack(state.params)
+                origin.write(self.folder, setup.mesh, params, batches.ids(0), batch)
             state, halted = setup.step(
                 state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), self.teacher_params
             )
