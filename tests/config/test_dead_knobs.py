@@ -58,6 +58,9 @@ IN_THE_STEP = {
     "optim.trained": ({}, ("^head",)),
     "optim.frozen": ({}, ("^embed",)),
     "optim.clip_norm": ({}, 2.0),
+    "optim.lora_rank": ({"init": "weights", "optim.lora_rank": 1}, 2),
+    "optim.lora_alpha": ({"init": "weights", "optim.lora_rank": 1}, 2.0),
+    "optim.lora_kernels": ({"init": "weights", "optim.lora_rank": 1}, ("attention",)),
     "optim.sam_rho": ({}, 0.1),
     "optim.ema": ({}, 0.9),
     "loss.name": ({},),
@@ -128,8 +131,8 @@ TABLES = (IN_THE_STEP, IN_THE_BATCHES, IN_THE_LOADER, IN_THE_RUN, OBSERVED_ELSEW
 def configured(values, **train):
     tree = config.to_dict(tiny(**train))
     for name, value in values.items():
-        section, _, leaf = name.partition(".")
-        tree[section][leaf] = value
+        section, dot, leaf = name.rpartition(".")
+        (tree[section] if dot else tree)[leaf] = value
     return config.parse(tree)
 
 

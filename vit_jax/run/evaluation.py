@@ -7,6 +7,7 @@ from vit_jax.data.source import Source
 from vit_jax.run import first_state
 from vit_jax.run.checkpoint import Best
 from vit_jax.run.clock import Clock
+from vit_jax.run.first_state import Fixed
 from vit_jax.run.patience import Standing
 from vit_jax.run.report import Reporter
 from vit_jax.run.setup import Setup
@@ -19,6 +20,7 @@ class Evaluations:
     """Called after steps with the state, the step and the standing before it."""
 
     setup: Setup
+    fixed: Fixed
     source: Source
     best: Best
     report: Reporter
@@ -39,13 +41,14 @@ class Evaluations:
             self.report.flush()
             standing = standing.after(metrics, train)
             if score(metrics, train.best) > self.best.score:
-                record = first_state.record(self.setup, standing)
+                record = first_state.record(self.setup, standing, self.fixed)
                 with self.clock.spent("saving"):
                     self.best.save(step, record, params=self.setup.forms.unpack(params))
         return standing
 
     def _measure(self, params: Any, step: int, name: str) -> dict[str, float]:
-        metrics = self.setup.evaluate(params, self.source, self.setup.cfg.data, self.clock.move)
+        whole = self.setup.whole(params, self.fixed.base_params)
+        metrics = self.setup.evaluate(whole, self.source, self.setup.cfg.data, self.clock.move)
         self.report.add(step, {f"{name}/{key}": value for key, value in metrics.items()})
         mean = " of the mean parameters" if name == "eval_ema" else ""
         self.report.say(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,34 @@ from vit_jax.run.checkpoint import Checkpoints
 from vit_jax.run.patience import Standing
 from vit_jax.run.setup import Setup
 from vit_jax.sections import FREE, Config
+from vit_jax.training import mesh as meshes
 from vit_jax.training import schedules
 from vit_jax.training.step import State
 from vit_jax.weights.adapt import Weights, Wish
+from vit_jax.weights.formats import orbax
 from vit_jax.weights.load import read
+from vit_jax.weights.steps import check_base, wish_of
 
 
-def begin(checkpoints: Checkpoints, setup: Setup, weights: Weights | None = None) -> tuple[State, Standing]:
+class Fixed(NamedTuple):
+    """The arrays beside a state that no step changes, on the devices; None where the run has none.
+
+    `base_digests` are what a checkpoint names the base by.
+    """
+
+    teacher_params: Any = None
+    base_params: Any = None
+    base_digests: dict[str, int] | None = None
+
+
+def begin(
+    checkpoints: Checkpoints, setup: Setup, weights: Weights | None = None, fixed: Fixed | None = None
+) -> tuple[State, Standing]:
     """The first state and what evaluations came to; `weights` are those of `read_init`, if read.
 
     Raises UserError for weights that do not fit.
     """
-    return _restore(checkpoints, setup) or _fresh(setup, checkpoints.notices, weights)
+    return _restore(checkpoints, setup, fixed or Fixed()) or _fresh(setup, checkpoints.notices, weights)
 
 
 def read_init(setup: Setup) -> Weights:
@@ -34,13 +50,7 @@ def read_init(setup: Setup) -> Weights:
     Raises UserError with every field in which they are of another model.
     """
     cfg, model, channels = setup.cfg, setup.spec.model, setup.spec.preprocess.channels
-    wish = Wish(
-        image_size=model.image_size,
-        classes=model.classes,
-        posemb_method=_posemb(cfg),
-        keep_pre_logits=bool(model.pre_logits),
-    )
-    weights = read(cfg.init, wish)
+    weights = read(cfg.init, wish_of(cfg, model))
     wanted, got = dataclasses.asdict(model), dataclasses.asdict(weights.model)
     differing = [k for k in wanted if k not in FREE and wanted[k] != got[k]]
     differing += ["pre_logits"] if wanted["pre_logits"] != got["pre_logits"] else []
@@ -60,11 +70,17 @@ def read_teacher(cfg: Config) -> Weights | None:
     """The weights that `loss.teacher` names, for images of the run's size. Raises UserError."""
     if not cfg.loss.teacher:
         return None
-    return read(cfg.loss.teacher, Wish(image_size=cfg.model.image_size, posemb_method=_posemb(cfg)))
+    posemb = None if cfg.init_posemb == "auto" else cfg.init_posemb
+    return read(cfg.loss.teacher, Wish(image_size=cfg.model.image_size, posemb_method=posemb))
 
 
-def _posemb(cfg: Config) -> str | None:
-    return None if cfg.init_posemb == "auto" else cfg.init_posemb
+def fix(setup: Setup, teacher: Weights | None, weights: Weights | None) -> Fixed:
+    """The teacher's parameters, and those of `weights` that adapters leave as they are."""
+    params = teacher and jax.device_put(teacher.params, meshes.shardings(teacher.params, setup.mesh))
+    if not (setup.cfg.optim.lora_rank and weights):
+        return Fixed(params)
+    base = setup.base(weights.params)
+    return Fixed(params, base, orbax.digest(setup.forms.unpack(base)))
 
 
 def trees(setup: Setup, state: State) -> dict[str, Any]:
@@ -79,13 +95,14 @@ def rest(state: State) -> dict[str, Any]:
     return kept if state.ema is None else kept | {"ema": state.ema}
 
 
-def record(setup: Setup, standing: Standing) -> dict[str, Any]:
+def record(setup: Setup, standing: Standing, fixed: Fixed) -> dict[str, Any]:
     """The description of the run that a checkpoint holds: config, spec, length, evaluations, provenance."""
     own = {
         "config": to_dict(setup.cfg),
         "spec": to_dict(setup.spec),
         "steps": setup.steps,
     }
+    own |= {"base": fixed.base_digests} if fixed.base_digests else {}
     return own | standing.record(setup.cfg.train) | provenance.collect()
 
 
@@ -106,12 +123,14 @@ def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[S
     return setup.adopt(weights.params), Standing({})
 
 
-def _restore(checkpoints: Checkpoints, setup: Setup) -> tuple[State, Standing] | None:
+def _restore(checkpoints: Checkpoints, setup: Setup, fixed: Fixed) -> tuple[State, Standing] | None:
     like = setup.forms.stored
     found = checkpoints.restore(params=like.params, rest=rest(like))
     if found is None:
         return None
     record, trees = found
+    if fixed.base_digests:
+        check_base(f"step {record['step']}", record, setup.cfg, fixed.base_digests)
     if note := _change_of_rate(record, setup):
         checkpoints.notices.append(note)
     step = jax.device_put(jnp.int32(record["step"]), like.step.sharding)

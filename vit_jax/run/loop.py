@@ -7,7 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
 from vit_jax.run.evaluation import Evaluations
+from vit_jax.run.first_state import Fixed
 from vit_jax.run.patience import Standing
 from vit_jax.run.profile import Profile
 from vit_jax.run.report import Reporter, Sink
@@ -78,11 +79,11 @@ def run(
             enter(around)
         setup = set_up(cfg, mesh, data, teacher)
         data = _cached(data, setup)
-        teacher_params = teacher and jax.device_put(teacher.params, meshes.shardings(teacher.params, mesh))
         folder.make(cfg, accept_change=accept_change)
         enter(folder.alone())
         done = orbax.steps_in(folder.checkpoints)
-        weights = first_state.read_init(setup) if cfg.init and not done else None
+        weights = first_state.read_init(setup) if cfg.init and (not done or cfg.optim.lora_rank) else None
+        fixed = first_state.fix(setup, teacher, weights)
         if not done or done[-1] < setup.steps:
             with clock.spent("compiling"):
                 setup.compile_ahead(fresh=not (cfg.init or done))
@@ -93,16 +94,16 @@ def run(
         checkpoints = Checkpoints(folder.checkpoints, keep=cfg.train.keep)
         best = Best(folder.best, cfg.train.best)
         with clock.spent("restoring"):
-            state, standing = first_state.begin(checkpoints, setup, weights)
+            state, standing = first_state.begin(checkpoints, setup, weights, fixed)
         step = int(state.step)
         if not step:
             best.begin_anew()
         clock.begin(step, repeated=max(own_sinks.reached(folder.metrics) - step, 0) if primary else 0)
         own = own_sinks.of_run(folder, cfg, step=step, steps=setup.steps) if primary else []
         with Reporter([*own, *sinks] if primary else []) as report:
-            evaluate = Evaluations(setup, data.eval, best, report, clock)
+            evaluate = Evaluations(setup, fixed, data.eval, best, report, clock)
             profile = enter(Profile(cfg.train.profiled() if primary else None, folder))
-            loop = _Loop(folder, setup, data, teacher_params, checkpoints, evaluate, report, clock, profile)
+            loop = _Loop(folder, setup, data, fixed, checkpoints, evaluate, report, clock, profile)
             loop.introduce(step)
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, standing, stop)
@@ -143,7 +144,7 @@ class _Loop:
     folder: Workdir
     setup: Setup
     data: Splits
-    teacher_params: Any
+    fixed: Fixed
     checkpoints: Checkpoints
     evaluate: Evaluations
     report: Reporter
@@ -156,8 +157,11 @@ class _Loop:
         for notice in (*self.checkpoints.notices, *self.evaluate.best.notices):
             say(notice)
         model, train = setup.spec.model, setup.cfg.train
-        parameters = build.count(setup.forms.packed.params)
-        say(f"model: {parameters:,} parameters, {model.classes} classes, {model.dtype}")
+        own, whole = build.count(setup.forms.packed.params), build.count(setup.model_params())
+        adapted = (
+            f", {own:,} trained with adapters of rank {rank}" if (rank := setup.cfg.optim.lora_rank) else ""
+        )
+        say(f"model: {whole:,} parameters{adapted}, {model.classes} classes, {model.dtype}")
         for note in dict.fromkeys(source.note() for source in self.data):
             if note:
                 say(note)
@@ -184,10 +188,10 @@ class _Loop:
                 batch = next(stream)
             if not step:
                 self.report.show(1, "first_batch", pictures.tiled(batch.image))
-                params = setup.forms.unpack(state.params)
+                params = setup.forms.unpack(setup.whole(state.params, self.fixed.base_params))
                 origin.write(self.folder, setup.mesh, params, batches.ids(0), batch)
             state, halted = setup.step(
-                state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), self.teacher_params
+                state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), *self.fixed[:2]
             )
             step += 1
             self.clock.sent(step)
@@ -231,7 +235,7 @@ class _Loop:
             self._save(state, step, standing)
         batches = self._batches()
         batch, ids = meshes.to_devices(batches[step], size, setup.mesh), batches.ids(step)
-        params = setup.forms.unpack(state.params)
+        params = setup.forms.unpack(setup.whole(state.params, self.fixed.base_params))
         where = diagnose.explain(build.build(setup.spec.model), params, batch, setup.spec.preprocess)
         self.report.say(f"examples of the batch of step {step}: {ids}")
         self.checkpoints.close()
@@ -258,7 +262,10 @@ class _Loop:
         self.report.add(step, values)
 
     def _save(self, state: State, step: int, standing: Standing) -> None:
-        record, trees = first_state.record(self.setup, standing), first_state.trees(self.setup, state)
+        record, trees = (
+            first_state.record(self.setup, standing, self.fixed),
+            first_state.trees(self.setup, state),
+        )
         with self.clock.spent("saving"):
             self.report.flush()  # a checkpoint of a step says that its metrics are written, too
             self.checkpoints.save(step, record, **trees)

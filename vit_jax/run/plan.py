@@ -84,8 +84,7 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
     with jax.set_mesh(mesh):
         setup = set_up(cfg, mesh, data, teacher)
         measured = measure(setup)
-        params = setup.forms.packed.params
-        evaluation = setup.evaluate.compile(params) if target and not measured.refused else None
+        evaluation = setup.evaluate.compile(setup.model_params()) if target and not measured.refused else None
     flops = flops_per_image(setup)
     estimate = None
     if target and evaluation and measured.cost.cycles:
@@ -95,11 +94,12 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
     up, down = schedules.ramps(o, setup.steps)
     chosen = jax.tree.leaves(tables.trained(setup.forms.stored.params, o))
     sizes = [x.size for x in jax.tree.leaves(setup.forms.stored.params)]
+    whole = build.count(setup.model_params())
     return Plan(
         steps=setup.steps,
         epochs=setup.steps * train.batch_size / data.train.size,
         schedule=f"{o.name} at {o.lr:g}, {up} up, {o.schedule}, {down} down",
-        parameters=sum(sizes),
+        parameters=whole,
         trained_parameters=sum(n for n, c in zip(sizes, chosen, strict=True) if c),
         flops_per_image=flops,
         memory_per_device_bytes=measured.memory_bytes,
@@ -171,7 +171,8 @@ def flops_per_image(setup: Setup) -> float:
     """Floating-point operations of training, an image: three times the written-out model's forward pass."""
     image = jax.ShapeDtypeStruct((1, *setup.spec.model.image_hw, setup.cfg.data.channels), jnp.float32)
     model = build.build(setup.spec.model)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), setup.forms.stored.params)
+    stored = jax.eval_shape(setup.forms.unpack, setup.model_params())
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
     cost: Any = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, image).cost_analysis()
     return BACKWARD * float(cost["flops"])
 

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from vit_jax.config import preprocess_of
 from vit_jax.data.source import Source, Splits, read_labels, want_one_class
 from vit_jax.errors import UserError
-from vit_jax.models import build
+from vit_jax.models import build, lora
 from vit_jax.models.stack import stack, unstack
-from vit_jax.sections import Config, Spec
+from vit_jax.sections import Config, Optim, Spec
 from vit_jax.training import losses, optim, schedules, tables
 from vit_jax.training import mesh as meshes
 from vit_jax.training.evaluate import SIGN, Evaluator
@@ -41,8 +41,10 @@ class Forms:
 class Setup:
     """A run before its first step. States are in the packed form.
 
-    `init()` or `adopt(params)` gives the first State. `step(state, batch, teacher_params)` gives the next one
-    and a float32 scalar, above 0 if the run must stop. `teacher_params` has shapes and layout, or is None.
+    `init()` or `adopt(params)` gives the first State. `step(state, batch, teacher_params, base_params)` gives
+    the next one and a float32 scalar, above 0 if the run must stop. `teacher_params` and `base_params` have
+    shapes and layout, or are None. With `optim.lora_rank`, parameters of states are what is trained,
+    `base(params)` gives the rest, and `whole(trained, base)` those of the model.
     """
 
     cfg: Config
@@ -55,6 +57,9 @@ class Setup:
     adopt: jax.stages.Wrapped
     step: jax.stages.Wrapped
     teacher_params: Any
+    base_params: Any
+    base: jax.stages.Wrapped
+    whole: Callable[[Any, Any], Any]
     evaluate: Evaluator
 
     def batch_like(self) -> Any:
@@ -63,7 +68,7 @@ class Setup:
 
     def lower_step(self) -> jax.stages.Lowered:
         """The step lowered for its shapes and layout, ready to compile."""
-        return self.step.lower(self.forms.packed, self.batch_like(), self.teacher_params)
+        return self.step.lower(self.forms.packed, self.batch_like(), self.teacher_params, self.base_params)
 
     def compile_ahead(self, *, fresh: bool) -> None:
         """Compile step, schedule and evaluation and, if the run is `fresh`, what makes its first state.
@@ -74,7 +79,13 @@ class Setup:
             self.init.lower().compile()
         self.lower_step().compile()
         self.schedule(0)
-        self.evaluate.compile(self.forms.packed.params)
+        self.evaluate.compile(self.model_params())
+
+    def model_params(self) -> Any:
+        """Shapes and layout of the parameters that the model takes, packed."""
+        if not self.cfg.optim.lora_rank:
+            return self.forms.packed.params
+        return _placed(jax.eval_shape(self.whole, self.forms.packed.params, self.base_params), self.mesh)
 
 
 def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None) -> Setup:
@@ -116,10 +127,16 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         raise UserError(f"train.best={train.best} is not measured on this data: give one of {have}")
     params = jax.eval_shape(fresh)
     tables.check(cfg.optim, params)
-    stacked = train.scan and tables.same_in_all_blocks(cfg.optim, params)
+    apart = lambda params: _apart(params, cfg)
+    trained, _ = jax.eval_shape(apart, params)
+    if cfg.optim.lora_rank and cfg.optim.layer_decay != 1 and tables.blocks(trained) != cfg.model.depth:
+        raise UserError("optim.layer_decay with adapters wants them in every block: see optim.lora_kernels")
+    stacked = train.scan and tables.same_in_all_blocks(cfg.optim, trained, cfg.model.depth)
     pack = stack if stacked else lambda tree: tree
     unpack = functools.partial(unstack, depth=cfg.model.depth) if stacked else lambda tree: tree
-    begin = lambda params: init_state(pack(params), recipe.optimizer, ema=bool(cfg.optim.ema))
+    begin = lambda params: init_state(pack(apart(params)[0]), recipe.optimizer, ema=bool(cfg.optim.ema))
+    base = lambda params: pack(apart(params)[1])
+    base_like = _placed(jax.eval_shape(base, params), mesh) if cfg.optim.lora_rank else None
     init = lambda: begin(fresh())
 
     shapes = jax.eval_shape(init)
@@ -140,6 +157,9 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         adopt=jax.jit(begin, out_shardings=layout),
         step=_step(recipe, layout, mesh),
         teacher_params=teacher and _placed(teacher.params, mesh),
+        base_params=base_like,
+        base=jax.jit(base, out_shardings=meshes.shardings(jax.eval_shape(base, params), mesh)),
+        whole=_whole(cfg.optim, params, pack, mesh),
         evaluate=evaluate,
     )
 
@@ -154,6 +174,20 @@ def describe(cfg: Config, source: Source) -> Spec:
         loss=cfg.loss.name,
         multi_label=source.multi_label,
     )
+
+
+def _apart(params: Any, cfg: Config) -> tuple[Any, Any]:
+    """(what is trained, what is not and comes beside it)."""
+    if not cfg.optim.lora_rank:
+        return params, {}
+    return lora.split(params, cfg.optim, jax.random.key(cfg.seed))
+
+
+def _whole(optim: Optim, params: Any, pack: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
+    if not optim.lora_rank:
+        return lambda trained, base: trained
+    layout = meshes.shardings(jax.eval_shape(pack, params), mesh)
+    return jax.jit(functools.partial(lora.merge, cfg=optim), out_shardings=layout)
 
 
 def _evaluator(model: Any, spec: Spec, mesh: Mesh, batch_size: int) -> Evaluator:
@@ -226,8 +260,10 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def _step(recipe: Recipe, layout: Any, mesh: Mesh) -> jax.stages.Wrapped:
-    def step_and_halted(state: State, batch: Any, teacher_params: Any) -> tuple[State, jax.Array]:
-        state = train_step(state, batch, teacher_params, recipe=recipe)
+    def step_and_halted(
+        state: State, batch: Any, teacher_params: Any, base_params: Any = None
+    ) -> tuple[State, jax.Array]:
+        state = train_step(state, batch, teacher_params, base_params, recipe=recipe)
         return state, state.guard.halted.astype(jnp.float32)  # an array of its own: the state is donated next
 
     return jax.jit(step_and_halted, donate_argnums=0, out_shardings=(layout, meshes.everywhere(mesh)))

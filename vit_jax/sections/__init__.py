@@ -48,6 +48,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "")
+        if self.optim.lora_rank and not self.init:
+            fail(
+                f"optim.lora_rank={self.optim.lora_rank} trains adapters of weights that are there: set init"
+            )
         if self.data.balance and self.loss.class_weights == BALANCED:
             fail("data.balance and loss.class_weights=balanced would make up for rare classes twice: use one")
 

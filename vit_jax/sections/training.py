@@ -36,8 +36,15 @@ class Optim:
     weight_decay: float = field(0.0, "decoupled, times the learning rate", least=0)
     decayed: tuple[str, ...] = field(("kernel$",), "parameters that weight decay applies to", pattern=True)
     layer_decay: float = share(1.0, "learning rate of a layer over that of the layer above it", hint=ALIKE)
-    trained: tuple[str, ...] = field((), "parameters to train, e.g. ^head or bias$; empty: all", pattern=True)
+    trained: tuple[str, ...] = field(
+        (), "parameters to train, e.g. ^head or bias$; empty: all, beside adapters ^head", pattern=True
+    )
     frozen: tuple[str, ...] = field((), "parameters to leave as they are", pattern=True)
+    lora_rank: int = field(
+        0, "rank of adapters beside frozen kernels, trained with the head; 0: none", least=0
+    )
+    lora_alpha: float = field(16.0, "adapters are scaled by this over their rank", above=0)
+    lora_kernels: tuple[str, ...] = field(("^block_",), "kernels that get an adapter", pattern=True)
     clip_norm: float = field(0.0, "largest global gradient norm; 0: no clipping", least=0)
     sam_rho: float = field(0.0, "radius of sharpness-aware minimisation (two gradients a step)", least=0)
     ema: float = rate("decay of a running mean of the parameters, evaluated too; 0: none")

@@ -1,18 +1,66 @@
-"""Mixup and CutMix on the devices: each example meets the one before it in the batch.
+"""Batches made ready for the loss on the devices: smoothed and weighted labels, mixup and CutMix.
 
 Dims: b batch, h w pixels, c channels or classes.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vit_jax.sections import Loss
+from vit_jax.training import losses
+
+
+class Examples(NamedTuple):
+    """A batch on its way into the loss: float32 pixels 0 to 255 [b, h, w, c], targets [b, c], weights [b].
+
+    `own` [b, c] is above 0 at the classes of the image that is the larger part, where it may have several.
+    `class_weight` [b, c], in each row the same, or None where all classes weigh as much.
+    """
+
+    pixels: jax.Array
+    target: jax.Array
+    weight: jax.Array
+    own: jax.Array | None = None
+    class_weight: jax.Array | None = None
+
+
+def prepare(
+    batch: Any, classes: int, *, key: jax.Array, cfg: Loss, class_weights: tuple[float, ...] = ()
+) -> Examples:
+    """Smoothed labels, and images and labels mixed."""
+    label_b, weight_b = jnp.asarray(batch.label), jnp.asarray(batch.weight)
+    target_bc = losses.smooth(label_b, classes, cfg.label_smoothing)
+    pixels_bhwc = jnp.asarray(batch.image).astype(jnp.float32)
+    pixels_bhwc, target_bc = mix(pixels_bhwc, target_bc, key=key, cfg=cfg)
+    examples = Examples(pixels_bhwc, target_bc, weight_b, own=label_b if label_b.ndim == 2 else None)
+    if not class_weights:
+        return examples
+    weight_c = _class_weights(jnp.asarray(class_weights, jnp.float32), label_b, weight_b, cfg)
+    return examples._replace(class_weight=jnp.broadcast_to(weight_c, target_bc.shape))
+
+
+def _class_weights(weight_c: jax.Array, label_b: jax.Array, weight_b: jax.Array, cfg: Loss) -> jax.Array:
+    """Weights [c] with which the plain mean over a batch is the loss that torch computes of `weight_c`.
+
+    CrossEntropyLoss(weight=) of labels, smoothed or not, divides the weighted losses by the sum of the
+    labels' weights, as scikit-learn's class_weight does; of soft targets, which mixup and CutMix make, by the
+    number of examples, as BCEWithLogitsLoss(weight=) does.
+    """
+    if cfg.name != "softmax" or cfg.mixup or cfg.cutmix:
+        return weight_c
+    sum_of_labels = (weight_c[label_b] * weight_b).sum()
+    return weight_c * weight_b.sum() / jnp.maximum(sum_of_labels, jnp.finfo(jnp.float32).tiny)
 
 
 def mix(
     image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, cfg: Loss
 ) -> tuple[jax.Array, jax.Array]:
-    """Float images and targets of the batch after mixup or CutMix, drawn once a batch; a coin chooses."""
+    """Float images and targets of the batch after mixup or CutMix, drawn once a batch; a coin chooses.
+
+    Each example meets the one before it in the batch.
+    """
     if cfg.mixup and cfg.cutmix:
         coin, key = jax.random.split(key)
         first = jax.random.bernoulli(coin)

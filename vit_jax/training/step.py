@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.models import lora
 from vit_jax.sections import Loss, Optim, Preprocess, Train
-from vit_jax.training import losses, mixing
+from vit_jax.training import losses
 from vit_jax.training.losses import in_top, in_top_of
+from vit_jax.training.mixing import Examples, prepare
 from vit_jax.training.optim import follow
 
 DROPOUT, MIX = 0, 1  # streams of random numbers that never meet
@@ -89,28 +91,18 @@ class Recipe:
     class_weights: tuple[float, ...] = ()
 
 
-class Examples(NamedTuple):
-    """A batch on its way into the loss: float32 pixels 0 to 255 [b, h, w, c], targets [b, c], weights [b].
-
-    `own` [b, c] is above 0 at the classes of the image that is the larger part, where it may have several.
-    `class_weight` [b, c], in each row the same, or None where all classes weigh as much.
-    """
-
-    pixels: jax.Array
-    target: jax.Array
-    weight: jax.Array
-    own: jax.Array | None = None
-    class_weight: jax.Array | None = None
-
-
 def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False) -> State:
     """The state before the first step; the running mean starts at the parameters."""
     mean = jax.tree.map(jnp.copy, params) if ema else None  # a copy: both are donated
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), zero_sums(), open_guard(), mean)
 
 
-def train_step(state: State, batch: Any, teacher_params: Any = None, *, recipe: Recipe) -> State:
+def train_step(
+    state: State, batch: Any, teacher_params: Any = None, base_params: Any = None, *, recipe: Recipe
+) -> State:
     """One update. `batch` has uint8 `image` [b, h, w, c], int32 `label` [b], float32 `weight` [b].
+
+    With `optim.lora_rank` the state has what models/lora.py calls trained, and `base_params` is the base.
 
     Where examples may be of several classes, `label` is uint8 [b, classes], 1 at each of them.
 
@@ -123,7 +115,8 @@ def train_step(state: State, batch: Any, teacher_params: Any = None, *, recipe: 
     mix = jax.random.fold_in(key, MIX)
     examples = prepare(batch, classes, key=mix, cfg=recipe.loss, class_weights=recipe.class_weights)
     total = jnp.maximum(examples.weight.sum(), 1.0)
-    objective = functools.partial(_loss, total=total, teacher_params=teacher_params, recipe=recipe)
+    fixed = {"teacher_params": teacher_params, "base_params": base_params}
+    objective = functools.partial(_loss, total=total, recipe=recipe, **fixed)
     dropout = jax.random.fold_in(key, DROPOUT)
     grads, sums = _gradient(objective, state.params, examples, key=dropout, recipe=recipe)
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
@@ -140,9 +133,17 @@ def train_step(state: State, batch: Any, teacher_params: Any = None, *, recipe: 
 
 
 def _loss(
-    params: Any, part: Examples, key: jax.Array, *, total: jax.Array, teacher_params: Any, recipe: Recipe
+    params: Any,
+    part: Examples,
+    key: jax.Array,
+    *,
+    total: jax.Array,
+    recipe: Recipe,
+    teacher_params: Any,
+    base_params: Any,
 ) -> tuple[jax.Array, Sums]:
     """The share of a micro-batch in the mean loss over a batch of weight `total`, and its sums."""
+    params = lora.merge(params, base_params, recipe.optim) if recipe.optim.lora_rank else params
     image_bhwc = normalise(part.pixels, recipe.preprocess)
     logits: Any = recipe.model.apply({"params": params}, image_bhwc, train=True, rngs={"dropout": key})
     teacher_bc: Any = None
@@ -189,34 +190,6 @@ def _guarded(state: State, stepped: State, sound: jax.Array, max_skipped: int) -
 def open_guard() -> Guard:
     """The guard of a new run: nothing skipped, no usual loss yet."""
     return Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
-
-
-def prepare(
-    batch: Any, classes: int, *, key: jax.Array, cfg: Loss, class_weights: tuple[float, ...] = ()
-) -> Examples:
-    """Smoothed labels, and images and labels mixed."""
-    label_b, weight_b = jnp.asarray(batch.label), jnp.asarray(batch.weight)
-    target_bc = losses.smooth(label_b, classes, cfg.label_smoothing)
-    pixels_bhwc = jnp.asarray(batch.image).astype(jnp.float32)
-    pixels_bhwc, target_bc = mixing.mix(pixels_bhwc, target_bc, key=key, cfg=cfg)
-    examples = Examples(pixels_bhwc, target_bc, weight_b, own=label_b if label_b.ndim == 2 else None)
-    if not class_weights:
-        return examples
-    weight_c = _class_weights(jnp.asarray(class_weights, jnp.float32), label_b, weight_b, cfg)
-    return examples._replace(class_weight=jnp.broadcast_to(weight_c, target_bc.shape))
-
-
-def _class_weights(weight_c: jax.Array, label_b: jax.Array, weight_b: jax.Array, cfg: Loss) -> jax.Array:
-    """Weights [c] with which the plain mean over a batch is the loss that torch computes of `weight_c`.
-
-    CrossEntropyLoss(weight=) of labels, smoothed or not, divides the weighted losses by the sum of the
-    labels' weights, as scikit-learn's class_weight does; of soft targets, which mixup and CutMix make, by the
-    number of examples, as BCEWithLogitsLoss(weight=) does.
-    """
-    if cfg.name != "softmax" or cfg.mixup or cfg.cutmix:
-        return weight_c
-    sum_of_labels = (weight_c[label_b] * weight_b).sum()
-    return weight_c * weight_b.sum() / jnp.maximum(sum_of_labels, jnp.finfo(jnp.float32).tiny)
 
 
 def accumulate(

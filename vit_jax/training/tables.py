@@ -30,12 +30,13 @@ def name_of(path: tuple[Any, ...]) -> str:
 def check(cfg: Optim, params: Any) -> None:
     """Raise UserError for a pattern that matches no parameter, or patterns that leave nothing to train."""
     names = jax.tree.leaves(by_name(lambda name: name, params))
-    for field in ("decayed", "trained", "frozen"):
+    kernels = [name for name in names if name.endswith("/kernel")]
+    fields = dict.fromkeys(("decayed", "trained", "frozen"), names)
+    for field, among in (fields | ({"lora_kernels": kernels} if cfg.lora_rank else {})).items():
         for pattern in getattr(cfg, field):
-            if not any(re.search(pattern, name) for name in names):
-                raise UserError(
-                    f"optim.{field}={pattern} matches no parameter: they are named like {names[0]}"
-                )
+            if not any(re.search(pattern, name) for name in among):
+                what = "kernel" if field == "lora_kernels" else "parameter"
+                raise UserError(f"optim.{field}={pattern} matches no {what}: they are named like {among[0]}")
     if not any(jax.tree.leaves(trained(params, cfg))):
         raise UserError(f"optim.trained={cfg.trained} and optim.frozen={cfg.frozen} leave nothing to train")
 
@@ -46,16 +47,26 @@ def decayed(params: Any, cfg: Optim) -> Any:
 
 
 def trained(params: Any, cfg: Optim) -> Any:
-    """True for the leaves that are trained: of `cfg.trained` (all, if empty), and of none of `cfg.frozen`."""
+    """True for the leaves that are trained: of `cfg.trained` (all, if empty), and of none of `cfg.frozen`.
+
+    With adapters all are, as models/lora.py has taken the others out.
+    """
+    if cfg.lora_rank:
+        return jax.tree.map(lambda _: True, params)
     chosen = lambda name: not cfg.trained or _matches(cfg.trained, name)
     return by_name(lambda name: chosen(name) and not _matches(cfg.frozen, name), params)
 
 
-def same_in_all_blocks(cfg: Optim, params: Any) -> bool:
-    """Whether decay and training tell no block from another, so that their layers may be one array."""
-    own = [{name: part} for name, part in params.items() if name.startswith("block_")]
-    chosen = [[jax.tree.leaves(table(x, cfg)) for table in (decayed, trained)] for x in own]
-    return all(x == chosen[0] for x in chosen)
+def same_in_all_blocks(cfg: Optim, params: Any, depth: int) -> bool:
+    """Whether decay, training and adapters tell no block from another: their layers may be one array."""
+    own = [name for name in params if name.startswith("block_")]
+    chosen = [[table({name: params[name]}, cfg)[name] for table in (decayed, trained)] for name in own]
+    return len(own) in (0, depth) and all(x == chosen[0] for x in chosen)
+
+
+def blocks(params: Any) -> int:
+    """How many blocks have parameters of their own in the tree."""
+    return sum(name.startswith("block_") for name in params)
 
 
 def layer_scales(params: Any, decay: float) -> Any:
@@ -64,7 +75,7 @@ def layer_scales(params: Any, decay: float) -> Any:
     arXiv:2106.08254 appendix, as in BEiT and MAE. Layers in one array have an array of scales.
     """
     stacked = jax.tree.leaves(params.get(STACK))
-    depth = stacked[0].shape[0] if stacked else sum(part.startswith("block_") for part in params)
+    depth = stacked[0].shape[0] if stacked else blocks(params)
 
     def scale(path: tuple[Any, ...], x: Any) -> Any:
         part = path[0].key

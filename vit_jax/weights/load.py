@@ -8,16 +8,13 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from vit_jax.config import parse_spec, parse_stored
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
-from vit_jax.paths import Path
-from vit_jax.sections import Config, Model, Preprocess, Spec
-from vit_jax.weights import adapt, dialects, layout, published
+from vit_jax.sections import Model, Preprocess
+from vit_jax.weights import adapt, dialects, layout, published, steps
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.dialect import Dialect, Shapes, Source
 from vit_jax.weights.formats import hf_folder, npz, orbax, safetensors
@@ -49,7 +46,7 @@ def read(ref: str | os.PathLike[str], wish: Wish | None = None) -> Weights:
     """
     wish = wish or Wish()
     place = resolve(str(ref))
-    weights = _from_step(place.path) if isinstance(place, Step) else _from_file(place, wish)
+    weights = steps.read(place.path, read) if isinstance(place, Step) else _from_file(place, wish)
     return adapt.to(weights, wish)
 
 
@@ -60,30 +57,11 @@ def describe(ref: str | os.PathLike[str]) -> tuple[Model, Preprocess]:
     """
     place = resolve(str(ref))
     if isinstance(place, Step):
-        _, spec = _recorded(orbax.read_record(place.path))
+        _, spec = steps.recorded(orbax.read_record(place.path))
         return spec.model, spec.preprocess
     opened = _open(place, Wish())
     h, w = opened.told.seen_hw or opened.model.image_hw
     return dataclasses.replace(opened.model, image_size=h if h == w else (h, w)), opened.preprocess
-
-
-def _recorded(record: dict[str, Any]) -> tuple[Config, Spec]:
-    cfg = parse_stored(record["config"])
-    # The specs of older runs do not have the loss.
-    return cfg, parse_spec({"loss": cfg.loss.name} | record["spec"])
-
-
-def _from_step(step_dir: Path) -> Weights:
-    record = orbax.read_record(step_dir)
-    cfg, spec = _recorded(record)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = layout.shapes(spec.model, channels=spec.preprocess.channels)
-    like = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for name, shape in shapes.items()}
-    trees = orbax.read_trees(step_dir, record, params=unflatten_dict(like, sep="/"))
-    params = jax.device_get(trees["params"])
-    report = _report(str(step_dir), "vit_jax", params, tuple(like))
-    told = {"loss": spec.loss, "multi_label": spec.multi_label, "config": cfg}
-    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, **told)
 
 
 class Opened(NamedTuple):
