@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-from vit_jax.models import kernels
+from vit_jax.models import build, kernels
+from vit_jax.sections import Model
 
 # Float32 rounding of values of order one; sums of at most seven products.
 ATOL = 1e-6
@@ -86,3 +87,27 @@ def test_forms_for_a_processor_stand_in_kernels_alone(name):
     text = (ROOT / "vit_jax" / "models" / f"{name}.py").read_text()
     words = ("custom_vjp", "custom_jvp", "platform_dependent", "optimization_barrier", "xla_metadata")
     assert not [word for word in words if word in text]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plain_forms_compute_the_same_and_are_differentiated_in_every_way(dtype):
+    cfg = Model(image_size=8, patch_size=4, width=8, depth=2, heads=2, mlp_width=16, classes=3, dtype=dtype)
+    model = build.build(cfg)
+    params = build.init(model, jax.random.key(0), image_hw=(8, 8), channels=1)
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 3))  # zeros at first: no gradient
+    x, dx = (jnp.asarray(np.random.default_rng(i).normal(size=(2, 8, 8, 1)), jnp.float32) for i in range(2))
+    logits = jax.jit(lambda x: model.apply({"params": params}, x))
+    y, back = jax.vjp(logits, x)
+    with kernels.plain_forms():
+        assert "custom_vjp" not in str(jax.make_jaxpr(logits)(x))  # which was traced before, outside
+        plain, tangent = jax.jvp(logits, (x,), (dx,))
+        plain_back = jax.vjp(logits, x)[1]
+    assert "custom_vjp" in str(jax.make_jaxpr(logits)(x))
+    # Float32 sums in another order; in bfloat16, of eight bits, each rounding may come at another place.
+    atol = 1e-5 if dtype == "float32" else 0.05
+    np.testing.assert_allclose(y, plain, atol=atol)
+    np.testing.assert_allclose(back(y)[0], plain_back(y)[0], atol=4 * atol)
+    # <y, J dx> = <J^T y, dx>
+    np.testing.assert_allclose(
+        jnp.vdot(y, tangent), jnp.vdot(plain_back(y)[0], dx), rtol=20 * atol, atol=atol
+    )

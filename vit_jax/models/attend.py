@@ -13,16 +13,21 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 
+from vit_jax.models.kernels import only_plain, or_plain
+
 TILE = 128  # lanes of a TPU's registers, and the width of its products
 MOST_TOKENS = 640  # scores of a head beside a TPU's core: at 577, of 384 px, 9 of 16 MiB
 
 
+@or_plain
 @jax.custom_vjp
 def attend(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, jax.Array]:
     """p v [b, n, h, k] and p = softmax(q kᵀ/√k) [b, h, n, m], computed in float32. arXiv:1706.03762 eq. 1.
 
     The derivative of the softmax needs p alone, kept in the dtype of q: ds = p (dp - sum p dp).
     """
+    if only_plain.value:
+        return attended(q_bnhk, k_bmhk, v_bmhk)
     forms: dict[str, Any] = {"cpu": attended_on_cpu, "tpu": attended_on_tpu, "default": attended}
     return jax.lax.platform_dependent(q_bnhk, k_bmhk, v_bmhk, **forms)
 

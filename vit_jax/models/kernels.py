@@ -8,10 +8,12 @@ The platform that a program is compiled for chooses the form. The rest of `model
     gelu(x, tanh)        jax.nn.gelu(x, approximate=tanh) in float32
     summed_once(x)       x
 
-Forms with a derivative of their own cannot be differentiated forward (`jax.jvp`).
+Forms with a derivative of their own cannot be differentiated forward (`jax.jvp`, `jax.hessian`), and some
+converters do not know them: inside `with plain_forms():` all are the plain ones, which compute the same.
 Those of attention are in `attend.py`. Dims: i inputs, o outputs, r rows.
 """
 
+import contextlib
 import functools
 from typing import Any
 
@@ -19,7 +21,28 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
+only_plain = jax.make_user_context(
+    False
+)  # which jit knows of: what it has compiled outside is not used inside
 
+
+def plain_forms() -> contextlib.AbstractContextManager[None]:
+    """While entered, the plain forms alone, without derivatives of their own."""
+    return only_plain(True)
+
+
+def or_plain(form: Any) -> Any:
+    """`form`, whose body is the plain form, or inside `plain_forms` its body."""
+
+    @functools.wraps(form)
+    def call(*args: Any) -> Any:
+        return form.fun(*args) if only_plain.value else form(*args)
+
+    call.defvjp = form.defvjp  # pyright: ignore[reportAttributeAccessIssue]
+    return call
+
+
+@or_plain
 @jax.custom_vjp
 def product(x: jax.Array, kernel_io: jax.Array) -> jax.Array:
     """x W over the last axis of x [..., i]. Its derivative chooses the form of xᵀ dy."""
@@ -64,6 +87,7 @@ def transposed_product_on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
     return apart(apart(dy_ro.T) @ x_ri).T
 
 
+@or_plain
 @jax.custom_vjp
 def shifted(x: jax.Array, bias_o: jax.Array) -> jax.Array:
     """x + bias over the last axis of x [..., o]. Its derivative chooses the form of the sum over rows."""
@@ -89,6 +113,7 @@ def sum_of_rows_on_tpu(x: jax.Array) -> jax.Array:
     return jax.lax.dot_general(ones, x, ((rows, rows), ((), ())))[0]
 
 
+@or_plain
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale_d: jax.Array, bias_d: jax.Array, eps: float) -> jax.Array:
     """(x - mean x) / sqrt(var x + eps) * scale + bias over the last axis, in float32. arXiv:1607.06450.
@@ -128,6 +153,7 @@ def _last(vector_d: jax.Array, x: jax.Array) -> jax.Array:
     return vector_d.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+@or_plain
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gelu(x: jax.Array, tanh: bool) -> jax.Array:
     """GELU in float32, tanh form or exact, returned in x's dtype. arXiv:1606.08415.
@@ -150,6 +176,7 @@ def _gelu_backward(tanh: bool, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+@or_plain
 @jax.custom_vjp
 def summed_once(x: jax.Array) -> jax.Array:
     """x, whose gradient on a CPU is computed once: the sum of what comes back from all later blocks.
