@@ -35,6 +35,7 @@ NOT_OURS = {
     "export ": "nobody: there is no cloud here",
     "until SPOT=1 deploy/": "nobody: there is no cloud here",
     "pip install ": "nobody: packages are downloaded",
+    "ln -s ": "nobody: links what pip installed",
     "tfds build ": "nobody: it wants TensorFlow and ImageNet",
 }
 # Commands that need what is not here, and which is left of them.
@@ -88,13 +89,23 @@ def place(tmp_path, monkeypatch, workdir, features):
     """A folder in which the commands find what they name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for name in ("runs/quickstart", "runs/pets", "runs/fashion", "runs/tags", "REF", "OTHER"):
+    for name in (
+        "runs/quickstart",
+        "runs/pets",
+        "runs/fashion",
+        "runs/tags",
+        "runs/textile",
+        "runs/tuned",
+        "REF",
+        "OTHER",
+    ):
         shutil.copytree(workdir, tmp_path / name)
     for i in range(200):
         path = tmp_path / "photos" / str(i % 10) / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 20 * (i % 10) + i % 7).save(path)
     shutil.copy(features, tmp_path)
+    (tmp_path / "textile").symlink_to(tmp_path / "photos")
     for name in ("digit.png", "cat.jpg"):
         Image.new("L", (8, 8), 90).save(tmp_path / name)
     return tmp_path
