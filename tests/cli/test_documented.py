@@ -16,7 +16,8 @@ from commands import call
 from paths import ROOT
 from PIL import Image
 
-from vit_jax.cli import main, train
+import vit_jax
+from vit_jax.cli import embed, main, train
 from vit_jax.data import sources
 from vit_jax.errors import UserError
 from vit_jax.run.setup import set_up
@@ -34,6 +35,7 @@ NOT_OURS = {
     "export ": "nobody: there is no cloud here",
     "until SPOT=1 deploy/": "nobody: there is no cloud here",
     "pip install ": "nobody: packages are downloaded",
+    "ln -s ": "nobody: links what pip installed",
     "tfds build ": "nobody: it wants TensorFlow and ImageNet",
 }
 # Commands that need what is not here, and which is left of them.
@@ -73,17 +75,37 @@ TRAINING = [pair for pair in COMMANDS if as_module(pair[1])[0] == "train"]
 OTHERS = [pair for pair in COMMANDS if pair not in TRAINING]
 
 
+@pytest.fixture(scope="module")
+def features(tmp_path_factory, workdir):
+    """What embed makes of cat.jpg."""
+    path = tmp_path_factory.mktemp("features") / "features.npz"
+    about = {"ref": "runs/pets", "image_size": 8, "layer": -1, "pool": "model"}
+    embed.write(path, ["cat.jpg"], vit_jax.load(workdir).features([Image.new("L", (8, 8), 90)]), about)
+    return path
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch, workdir):
+def place(tmp_path, monkeypatch, workdir, features):
     """A folder in which the commands find what they name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for name in ("runs/quickstart", "runs/pets", "runs/fashion", "runs/tags", "REF", "OTHER"):
+    for name in (
+        "runs/quickstart",
+        "runs/pets",
+        "runs/fashion",
+        "runs/tags",
+        "runs/textile",
+        "runs/tuned",
+        "REF",
+        "OTHER",
+    ):
         shutil.copytree(workdir, tmp_path / name)
     for i in range(200):
         path = tmp_path / "photos" / str(i % 10) / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 20 * (i % 10) + i % 7).save(path)
+    shutil.copy(features, tmp_path)
+    (tmp_path / "textile").symlink_to(tmp_path / "photos")
     for name in ("digit.png", "cat.jpg"):
         Image.new("L", (8, 8), 90).save(tmp_path / name)
     return tmp_path
@@ -123,6 +145,9 @@ def test_a_documented_command_does_what_is_said(place, monkeypatch, capsys, page
     if command in UNTRIED:
         for name_of_read in ("vit_jax.loaded.read", "vit_jax.weights.load.read"):
             monkeypatch.setattr(name_of_read, no_network)
+    if name == "demo":  # on a port that is free, and no longer than it takes to begin
+        words += ["--port", "0"]
+        monkeypatch.setattr(module.Server, "serve_forever", lambda server: None)
     if "--help" in words:
         with pytest.raises(SystemExit) as ended:
             call(monkeypatch, capsys, module, *words)

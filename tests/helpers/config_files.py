@@ -5,7 +5,11 @@ from pathlib import Path
 from vit_jax import config
 
 FILES = sorted(Path("configs").glob("*.py"))
-ARGS = {"quickstart": [""], "from_init": ["tests/golden/vit_token.npz"]}  # of all others: both recipes
+ARGS = {
+    "quickstart": [""],
+    "textile": [""],
+    "from_init": ["tests/golden/vit_token.npz"],
+}  # of all others: both recipes
 RECIPES = [(path, arg) for path in FILES for arg in ARGS.get(path.stem, ["", "finetune"])]
 
 

@@ -120,7 +120,8 @@ def test_tensorboard_has_the_numbers_of_the_metrics_the_config_and_the_first_bat
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     wanted = {(line["step"], k): np.float32(v) for line in lines for k, v in line.items() if k != "step"}
     assert numbers == wanted
-    assert other == {(1, "config/text_summary"), (1, "first_batch")}
+    confusions = {(step, "eval/confusion") for step in (20, 40, 60)}
+    assert other == {(1, "config/text_summary"), (1, "first_batch")} | confusions
 
 
 def test_a_finished_run_is_not_run_again(trained):

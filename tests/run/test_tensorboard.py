@@ -9,7 +9,9 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 from tiny_run import tiny
 
+import vit_jax
 from vit_jax import config
+from vit_jax.analysis.statistics import confusion
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.run import loop, pictures
@@ -60,6 +62,32 @@ def test_the_config_the_rate_and_the_first_batch_are_there(finished):
     batch = loader.TrainBatches(source, cfg.data, (8, 8), size, cfg.seed, 4, range(size))[0]
     with Image.open(io.BytesIO(first.encoded_image_string)) as shown:
         np.testing.assert_array_equal(np.asarray(shown), pictures.tiled(batch.image)[..., 0])
+
+
+def test_each_evaluation_shows_which_class_is_taken_for_which(finished):
+    _, folder = finished
+    values = [(e.step, v) for e in events(folder / "tensorboard") for v in e.summary.value]
+    shown = {step: v.image.encoded_image_string for step, v in values if v.tag == "eval/confusion"}
+    assert shown.keys() == {2, 4}
+    loaded, source = vit_jax.load(folder / "checkpoints" / "4"), sources.digits(train=False)
+    pairs = [source.get(i) for i in range(source.size)]
+    predicted = loaded.probabilities([image for image, _ in pairs]).argmax(axis=1)
+    counts = confusion(np.array([label for _, label in pairs]), predicted, 10)
+    wanted = pictures.confused(counts, source.class_names)
+    with Image.open(io.BytesIO(shown[4])) as image:
+        np.testing.assert_array_equal(np.asarray(image), wanted)
+
+
+def test_a_confusion_is_darker_where_more_of_a_class_are():
+    small = pictures.confused(np.array([[3, 1], [0, 0]]), ["a name that is far too long for the margin", "b"])
+    side, left = pictures.CELL_PX, pictures.NAME_PX
+    assert small.shape == (2 * side, left + 2 * side, 3)
+    corners = [[small[y * side, left + x * side].tolist() for x in range(2)] for y in range(2)]
+    assert corners == [[[70, 100, 144], [193, 203, 218]], [[255] * 3] * 2]  # 3/4 and 1/4 of the way, and none
+    assert small[:side, left : left + side].min(axis=2).max() > 200  # the count, in white
+    many = pictures.confused(np.eye(200), [])
+    assert many.shape == (600, 600, 3)
+    assert (many[::3, ::3] == np.where(np.eye(200, dtype=bool)[..., None], pictures.FULL, 255)).all()
 
 
 def test_images_are_tiled_row_by_row():

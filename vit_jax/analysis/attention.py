@@ -94,11 +94,16 @@ def to_grid(row_m: np.ndarray, cfg: Model) -> np.ndarray:
     return patches.reshape(*patches.shape[:-1], *cfg.grid_hw)
 
 
-def readout(p_nm: np.ndarray, cfg: Model) -> np.ndarray:
+def readout(p_nm: Any, cfg: Model) -> Any:
     """What pooled features look at, [..., n, m] to [..., m]: the class token's row, or the patches' mean."""
     if cfg.pooling == "token":
         return p_nm[..., 0, :]
     return p_nm[..., tokens(cfg).patches, :].mean(axis=-2)
+
+
+def looked_at(maps: Maps, cfg: Model) -> Any:
+    """[h, m]: what the first image's pooled features look at in the last block, or by the pooling's probe."""
+    return maps.pooling[0] if maps.pooling is not None else readout(maps.last[0], cfg)
 
 
 def shares(row_m: np.ndarray, cfg: Model) -> dict[str, float]:

@@ -65,26 +65,25 @@ def main() -> None:
 
 def _choose(show: str, maps: Any, cfg: Any) -> tuple[list[str], np.ndarray]:
     """Titles and grids [maps, y, x] of what is shown."""
-    from vit_jax.analysis.attention import readout, to_grid
+    from vit_jax.analysis.attention import looked_at, readout, to_grid
 
     if show == "rollout":
         return ["rollout"], to_grid(readout(maps.rollout, cfg), cfg)
     if show == "layers":
         mean_lnm = maps.layers[:, 0].mean(axis=1)
         return [f"layer {i}" for i in range(cfg.depth)], to_grid(readout(mean_lnm, cfg), cfg)
-    heads_hm = maps.pooling[0] if maps.pooling is not None else readout(maps.last[0], cfg)
+    heads_hm = looked_at(maps, cfg)
     titles = ["mean", *(f"head {i}" for i in range(cfg.heads))]
     return titles, to_grid(np.concatenate([heads_hm.mean(axis=0)[None], heads_hm]), cfg)
 
 
 def _facts(path: Path, maps: Any, cfg: Any) -> dict[str, Any]:
-    from vit_jax.analysis.attention import readout, shares
+    from vit_jax.analysis.attention import looked_at, shares
 
-    row_m = maps.pooling[0] if maps.pooling is not None else readout(maps.last[0], cfg)
     return {
         "path": str(path),
         "grid": list(cfg.grid_hw),
-        "attention_to": shares(row_m.mean(axis=0), cfg),
+        "attention_to": shares(looked_at(maps, cfg).mean(axis=0), cfg),
         "distance_px": [float(d) for d in maps.distance_lh.mean(axis=1)],
     }
 
@@ -100,8 +99,8 @@ def overlays(image_hwc: np.ndarray, grids: np.ndarray) -> list[Image.Image]:
     """The uint8 image, then each map [y, x] as a heat over it, from its least value to its largest."""
     from matplotlib import colormaps  # slow to import, and only needed here
 
-    h, w, _ = image_hwc.shape
-    base_hwc = np.broadcast_to(image_hwc, (h, w, 3))
+    h, w, c = image_hwc.shape
+    base_hwc = np.broadcast_to(image_hwc[..., : 3 if c > 2 else 1], (h, w, 3))
     panels = [base_hwc]
     for grid in grids:
         scaled = (grid - grid.min()) / max(float(np.ptp(grid)), 1e-12)

@@ -1,7 +1,9 @@
 """Features of images, of any layer and pooled as you like, to an .npz or .parquet file."""
 
+import io
 import json
-from typing import Any
+import zipfile
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,6 +86,40 @@ def write(path: Path, names: list[str], features: np.ndarray, about: dict[str, A
             column = pa.FixedSizeListArray.from_arrays(column, size)
         table = pa.table({"paths": names, "features": column}).replace_schema_metadata({"about": about_json})
         pq.write_table(table, file)
+
+
+class Embedded(NamedTuple):
+    """What the file of features holds: float32 `features` [n, d] or [n, tokens, d], a row a path."""
+
+    paths: list[str]
+    features: np.ndarray
+    about: dict[str, Any]
+
+
+def read(path: Path) -> Embedded:
+    """What `write` wrote. Raises UserError for a file that is something else."""
+    try:
+        data = paths.read(str(path))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
+    try:
+        return (_read_parquet if path.suffix.lower() == ".parquet" else _read_npz)(io.BytesIO(data))
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+        raise UserError(f"{path} has no features that embed wrote: {e}") from e
+
+
+def _read_npz(file: io.BytesIO) -> Embedded:
+    with np.load(file, allow_pickle=False) as found:
+        return Embedded(found["paths"].tolist(), found["features"], json.loads(str(found["about"])))
+
+
+def _read_parquet(file: io.BytesIO) -> Embedded:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    about = json.loads((table.schema.metadata or {})[b"about"])
+    features = np.array(table["features"].to_pylist(), np.float32)
+    return Embedded(table["paths"].to_pylist(), features, about)
 
 
 def _text(facts: dict[str, Any]) -> str:

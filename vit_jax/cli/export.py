@@ -6,7 +6,6 @@ An out file that ends in .onnx is ONNX, written by jax2onnx (extra onnx).
 import dataclasses
 import importlib.util
 import json
-import logging
 from typing import Any
 
 from vit_jax import paths
@@ -50,6 +49,7 @@ def main() -> None:
     import jax  # after parsing: --help stays quick
 
     import vit_jax
+    from vit_jax.cli import onnx_files
     from vit_jax.models import build
     from vit_jax.training.step import normalise
 
@@ -63,10 +63,10 @@ def main() -> None:
     def logits(image_bhwc: Any) -> Any:
         return model.apply({"params": loaded.params}, normalise(image_bhwc, spec.preprocess))
 
-    made = _onnx(args.ref, logits, shape) if onnx else _stablehlo(logits, shape, args.platforms)
+    made = onnx_files.write(args.ref, logits, shape) if onnx else _stablehlo(logits, shape, args.platforms)
     paths.write(args.out, made)
     written = args.out.read_bytes()
-    again = _reload_onnx(written) if onnx else _reload_stablehlo(written)
+    again = onnx_files.read(written) if onnx else _reload_stablehlo(written)
     gap = again and max(_gap(again, jax.jit(logits), (size, *shape)) for size in BATCHES)
     if gap is not None and not gap <= ATOL:
         args.out.unlink()
@@ -101,32 +101,6 @@ def _reload_stablehlo(data: bytes) -> Any:
 
     again = export.deserialize(bytearray(data))
     return again.call if _runs_here(again) else None
-
-
-def _onnx(ref: str, logits: Any, shape: tuple[int, ...]) -> bytes:
-    """Raises UserError for a model that the converter cannot write."""
-    import jax
-    import numpy as np
-
-    logging.disable(logging.ERROR)  # what the converter says of plugins for packages that are not here
-    try:
-        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports] - an extra
-
-        return to_onnx(logits, [jax.ShapeDtypeStruct(("b", *shape), np.uint8)]).SerializeToString()
-    except Exception as error:  # whatever a converter of many operations raises
-        what = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{ref} cannot be written as ONNX by jax2onnx ({what}): name the file .stablehlo instead"
-        ) from error
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _reload_onnx(data: bytes) -> Any:
-    import onnxruntime  # pyright: ignore[reportMissingImports] - an extra
-
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return lambda image_bhwc: session.run(None, {session.get_inputs()[0].name: image_bhwc})[0]
 
 
 def _runs_here(exported: Any) -> bool:

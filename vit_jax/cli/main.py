@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "accuracy, calibration, confusion and comparison on a data set",
     "attention": "pictures of what a model looks at",
     "embed": "features of images, to a file",
+    "demo": "a web page: drop images, see classes, attention and nearest images",
     "probe": "k-NN and linear probes on frozen features",
     "info": "what a model is, on one screen",
     "diff": "where two runs part, and what differed before",

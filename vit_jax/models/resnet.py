@@ -26,7 +26,7 @@ class Stem(nn.Module):
         cfg = self.cfg
         x_bhwc = StdConv(cfg, cfg.stem_width, size=7, stride=2, name="conv_root")(x_bhwc)
         x_bhwc = jax.nn.relu(GroupNorm(name="norm_root")(x_bhwc))
-        x_bhwc = nn.max_pool(x_bhwc, (3, 3), strides=(2, 2), padding="SAME")
+        x_bhwc = nn.max_pool(x_bhwc, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         for i, units in enumerate(cfg.stem_blocks):
             for j in range(units):
                 stride = 2 if i and not j else 1

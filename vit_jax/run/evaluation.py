@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from vit_jax.data.source import Source
-from vit_jax.run import first_state
+from vit_jax.run import first_state, pictures
 from vit_jax.run.checkpoint import Best
 from vit_jax.run.clock import Clock
 from vit_jax.run.first_state import Fixed
@@ -47,11 +47,11 @@ class Evaluations:
         return standing
 
     def _measure(self, params: Any, step: int, name: str) -> dict[str, float]:
+        names, tag = self.setup.spec.class_names, f"{name}/confusion"
+        show = lambda counts_cc: self.report.show(step, tag, pictures.confused(counts_cc, names))
         whole = self.setup.whole(params, self.fixed.base_params)
-        metrics = self.setup.evaluate(whole, self.source, self.setup.cfg.data, self.clock.move)
+        metrics = self.setup.evaluate(whole, self.source, self.setup.cfg.data, self.clock.move, show)
         self.report.add(step, {f"{name}/{key}": value for key, value in metrics.items()})
         mean = " of the mean parameters" if name == "eval_ema" else ""
-        self.report.say(
-            f"step {step}: evaluation{mean} {format_metrics(metrics, self.setup.spec.class_names)}"
-        )
+        self.report.say(f"step {step}: evaluation{mean} {format_metrics(metrics, names)}")
         return metrics

@@ -19,6 +19,7 @@ from vit_jax.training import mesh as meshes
 from vit_jax.training.step import EvalSums, eval_step, normalise
 
 BEST = 5  # of top-5
+CONFUSED = 200  # most classes of which a run counts which is taken for which
 SIGN = {
     "top1": 1,
     "top5": 1,
@@ -32,13 +33,12 @@ class Evaluator:
     """A compiled evaluation step over global batches of `batch_size`, rounded up to fill the devices."""
 
     def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
-        step = functools.partial(eval_step, model=model, preprocess=spec.preprocess)
+        c, confused = spec.model.classes, spec.model.classes <= CONFUSED
+        step = functools.partial(eval_step, model=model, preprocess=spec.preprocess, confused=confused)
         everywhere = meshes.everywhere(mesh)
         zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
-        self._zero = jax.jit(
-            lambda: EvalSums(zeros(), zeros(), zeros(spec.model.classes), zeros(spec.model.classes)),
-            out_shardings=everywhere,
-        )
+        none = lambda: EvalSums(zeros(), zeros(), zeros(c), zeros(c), zeros(c, c) if confused else None)
+        self._zero = jax.jit(none, out_shardings=everywhere)
         self._add = jax.jit(
             lambda sums, params, batch: jax.tree.map(lambda a, b: a + b, sums, step(params, batch)),
             out_shardings=everywhere,
@@ -60,14 +60,25 @@ class Evaluator:
         return self._add.lower(sums, params, self._batch_like()).compile()
 
     def __call__(
-        self, params: Any, source: Source, cfg: Data, sent: Callable[[], None] = lambda: None
+        self,
+        params: Any,
+        source: Source,
+        cfg: Data,
+        sent: Callable[[], None] = lambda: None,
+        confused: Callable[[np.ndarray], None] = lambda counts_cc: None,
     ) -> dict[str, float]:
-        """What `summarise` says of `source`, read as `cfg` says. `sent` is called after each batch."""
+        """What `summarise` says of `source`, read as `cfg` says. `sent` is called after each batch.
+
+        `confused` is called with the counts of examples [true, predicted], of up to CONFUSED classes.
+        """
         sums = self._zero()
         for batch in self._batches(source, cfg):
             sums = self._add(sums, params, batch)
             sent()
-        return summarise(*jax.device_get(sums))
+        *totals, counts_cc = jax.device_get(sums)
+        if counts_cc is not None:
+            confused(counts_cc)
+        return summarise(*totals)
 
     def _batches(self, source: Source, cfg: Data) -> Iterator[loader.Batch]:
         """Global batches on the devices."""

@@ -83,3 +83,9 @@ def in_top_of(logits_bc: jax.Array, own_bc: jax.Array, k: int) -> jax.Array:
     best_b1 = jnp.where(own_bc, logits_bc, -jnp.inf).max(axis=1, keepdims=True)
     rivals_b = ((logits_bc >= best_b1) & ~own_bc).sum(axis=1)
     return ((rivals_b < k) & own_bc.any(axis=1)).astype(jnp.float32)
+
+
+def confusion(logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> jax.Array:
+    """Weights summed by label and likeliest class, float32 [c, c]."""
+    c = logits_bc.shape[1]
+    return jnp.zeros((c, c), jnp.float32).at[label_b, logits_bc.argmax(axis=1)].add(weight_b)

@@ -49,9 +49,17 @@ class MultiLabelEvaluator(Evaluator):
         return self._forward.lower(params, self._batch_like()).compile()
 
     def __call__(
-        self, params: Any, source: Source, cfg: Data, sent: Callable[[], None] = lambda: None
+        self,
+        params: Any,
+        source: Source,
+        cfg: Data,
+        sent: Callable[[], None] = lambda: None,
+        confused: Callable[[np.ndarray], None] = lambda counts_cc: None,
     ) -> dict[str, float]:
-        """What `summarise` says of `source` at thresholds of 0.5. `sent` is called after each batch."""
+        """What `summarise` says of `source` at thresholds of 0.5. `sent` is called after each batch.
+
+        `confused` is not: an example of several classes is not taken for one.
+        """
         made = []
         for batch in self._batches(source, cfg):
             logits_bc, label_bc, weight_b = jax.device_get(self._forward(params, batch))

@@ -35,12 +35,16 @@ class Sums(NamedTuple):
 
 
 class EvalSums(NamedTuple):
-    """Float32 sums over examples: loss, hits among the best five, and a class hits and examples [c]."""
+    """Float32 sums over examples: loss, hits among the best five, and a class hits and examples [c].
+
+    `confusion_cc` counts examples by true and predicted class; None where there are too many classes.
+    """
 
     loss: jax.Array
     top5: jax.Array
     hits_c: jax.Array
     examples_c: jax.Array
+    confusion_cc: jax.Array | None = None
 
 
 class Guard(NamedTuple):
@@ -241,10 +245,12 @@ def training_sums(logits: Any, part: Examples, teacher_bc: jax.Array | None, cfg
     return _sums(loss_b, functools.partial(in_top, answer_bc, part.target.argmax(axis=1)), part.weight)
 
 
-def eval_step(params: Any, batch: Any, *, model: nn.Module, preprocess: Preprocess) -> EvalSums:
-    """Metric sums of a batch without dropout; rows of weight 0 do not count."""
+def eval_step(
+    params: Any, batch: Any, *, model: nn.Module, preprocess: Preprocess, confused: bool = False
+) -> EvalSums:
+    """Metric sums of a batch without dropout, maybe with the confusion; rows of weight 0 do not count."""
     logits_bc: Any = model.apply({"params": params}, normalise(batch.image, preprocess), train=False)
-    return measure(logits_bc, batch.label, batch.weight)
+    return measure(logits_bc, batch.label, batch.weight, confused=confused)
 
 
 def normalise(image_bhwc: jax.Array, cfg: Preprocess) -> jax.Array:
@@ -253,7 +259,9 @@ def normalise(image_bhwc: jax.Array, cfg: Preprocess) -> jax.Array:
     return (image_bhwc.astype(jnp.float32) - scale(cfg.mean)) / scale(cfg.std)
 
 
-def measure(logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> EvalSums:
+def measure(
+    logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array, *, confused: bool = False
+) -> EvalSums:
     """Weighted sums of the softmax cross-entropy and of the hits, whatever loss the model was trained on."""
     top = functools.partial(in_top, logits_bc, label_b)
     sums = _sums(losses.softmax_cross_entropy(logits_bc, label_b), top, weight_b)
@@ -263,6 +271,7 @@ def measure(logits_bc: jax.Array, label_b: jax.Array, weight_b: jax.Array) -> Ev
         top5=sums.top5,
         hits_c=by_class(in_top(logits_bc, label_b, 1) * weight_b),
         examples_c=by_class(weight_b),
+        confusion_cc=losses.confusion(logits_bc, label_b, weight_b) if confused else None,
     )
 
 
