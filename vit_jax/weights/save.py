@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from vit_jax import paths
 from vit_jax.fields import fail
 from vit_jax.sections import UNTOLD, Model, Preprocess
-from vit_jax.weights import dialects, layout, load
+from vit_jax.weights import dialects, layout, load, prefixes
 from vit_jax.weights.dialect import Dialect, Flat
 from vit_jax.weights.formats import hf_folder, npz, safetensors
 
@@ -92,7 +92,7 @@ def _check_fit(flat: Flat, model: Model) -> None:
 def _check_told(arrays: Flat, model: Model, into: Dialect, numerics: dict[str, Any], free: set[str]) -> None:
     """Raise UserError unless reading the file back would give `model`, but for the fields in `free`."""
     shapes = {name: array.shape for name, array in arrays.items()}
-    found = load.translate(shapes, load.prefix_of(shapes) or "", model.heads)
+    found = load.translate(shapes, prefixes.prefix_of(shapes) or "", model.heads)
     told = load.infer(found, numerics, stored_hw=model.image_hw, image_hw=None)
     wanted, read = dataclasses.asdict(model), dataclasses.asdict(told)
     lost = [k for k in wanted if k not in UNTOLD | free and wanted[k] != read[k]]

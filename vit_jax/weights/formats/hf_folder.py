@@ -4,6 +4,7 @@ A folder tells what arrays cannot: GELU, epsilon, heads, image size, class names
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from vit_jax.sections import LossName, Model, Preprocess
 
 Tree = dict[str, Any]
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
 GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
 MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid a class
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
@@ -158,7 +160,7 @@ def preprocessor(cfg: Preprocess, image_hw: tuple[int, int]) -> Tree:
 def _preprocess(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
     """What the file says, all of it, and the size of the images that come out. Raises UserError."""
     kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "ViTImageProcessor")
-    family = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
     if family not in PROCESSORS:
         fail(f"{path}: {kind} is no image processor here: use ViT, DeiT, Bit, CLIP or SiglipImageProcessor")
     tree = COMMON | PROCESSORS[family] | {name: value for name, value in told.items() if value is not None}
