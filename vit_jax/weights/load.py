@@ -103,7 +103,7 @@ def _open(place: Place, wish: Wish) -> Opened:
     try:
         found = translate(shapes, prefix, told.heads or whole.heads or wish.heads)
         stored_hw = whole.image_hw or told.image_hw
-        model = infer(found, told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
+        model = infer(found, whole.fields | told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
     except UserError as error:
         fail(f"{place.name}: {error}", command=f"{place.name}: {error.command}")
     channels = layout.channels(found.shapes)
@@ -168,7 +168,10 @@ def translate(shapes: Shapes, prefix: str, heads: int | None) -> Translation:
             unexplained.append(array)
         else:
             sources |= {ours: Source(array, row, block) for ours, row, block in lying}
-    found = {ours: source.shape(shapes[source.array], heads) for ours, source in sources.items()}
+    found = {
+        ours: source.shape(shapes[source.array], dialect.heads_of(ours, heads))
+        for ours, source in sources.items()
+    }
     squeezed = {ours: layout.squeeze(ours, shape) for ours, shape in found.items()}
     return Translation(dialect, sources, squeezed, unexplained, ignored)
 
@@ -188,7 +191,11 @@ def _heads(dialect: Dialect, bare: Shapes) -> int:
     features = bare.get(normed[0], ()) if normed else ()
     if features and features[0] and width % features[0] == 0:
         return width // features[0]
-    heads = HEADS.get(width) or (width // HEAD_FEATURES if width % HEAD_FEATURES == 0 else 0)
+    heads = (
+        dialect.heads.get(width)
+        or HEADS.get(width)
+        or (width // HEAD_FEATURES if width % HEAD_FEATURES == 0 else 0)
+    )
     if not heads:
         untold = f"no array tells the heads of a model of width {width}"
         fail(
@@ -207,9 +214,15 @@ def infer(
 ) -> Model:
     """The model of a translated file; `numerics` are those told beside it. Raises UserError."""
     dialect = found.dialect
+    if untold := [name for name in dialect.asked if name not in numerics]:
+        fail(
+            f"no array tells model.{', model.'.join(untold)} of {dialect.label}: give a folder with an "
+            f"{hf_folder.OPEN_CLIP} or config.json beside the weights"
+        )
     quirks: dict[str, Any] = {"absent_posemb": dialect.absent_posemb, "class_slot": dialect.class_slot}
     model = layout.infer(found.shapes, **quirks, stored_hw=stored_hw, image_hw=image_hw)
-    return dataclasses.replace(model, **(dialect.numerics | numerics))
+    model = dataclasses.replace(model, **dialect.numerics)
+    return dataclasses.replace(model, **(dialect.derived(model) | numerics))
 
 
 def _check(name: str, found: Translation, wanted: Shapes, archive: Unwrapped) -> None:
@@ -238,7 +251,10 @@ def _arrays(archive: Unwrapped, found: Translation, heads: int) -> tuple[dict[st
     for ours, source in found.sources.items():
         if source.array not in held:
             held[source.array] = archive.read(source.array)
-        array, shape = source.read(held[source.array], heads), found.shapes[ours]
+        array, shape = (
+            source.read(held[source.array], found.dialect.heads_of(ours, heads)),
+            found.shapes[ours],
+        )
         if source.block is not None:
             notes.append(Note(ours, "one block's slice of a stack"))
         if array.ndim != len(shape):

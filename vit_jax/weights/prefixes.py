@@ -5,7 +5,7 @@ a file has one model several times, as student and teacher, the averaged one is 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +57,9 @@ def unwrap(archive: Archive, submodel: str = "") -> tuple[Unwrapped, str]:
             f"({first}, ...): give weights of a ViT, hybrid or Mixer"
         )
     wrapper = _matched(rf"{WRAPPER}+", prefix)
-    copies = {_matched(WRAPPER, other) for other in prefixes} - {_matched(WRAPPER, wrapper)}
+    bare = {"", *(dialect.prefix for dialect in dialects.DIALECTS)}
+    copies = {_matched(WRAPPER, other) for other in prefixes if other in bare or re.match(WRAPPER, other)}
+    copies -= {_matched(WRAPPER, wrapper)}
     whys = {name: _why_ignored(name, wrapper, copies) for name in archive.entries}
     ignored = tuple(Note(name, why) for name, why in whys.items() if why)
     full = {name.removeprefix(wrapper): name for name, why in whys.items() if not why}
@@ -74,7 +76,7 @@ def _why_ignored(name: str, wrapper: str, copies: set[str]) -> str:
     inside = bool(wrapper) and name.startswith(wrapper)
     if not inside and any(name.startswith(copy) for copy in copies):
         return f"another copy of the model than {wrapper or 'the one without a prefix'}"
-    if wrapper.endswith(TOWER) and not inside:
+    if TOWER in wrapper and not inside:
         return "beside the image tower"
     return next((why for known, why in BESIDE.items() if re.fullmatch(known, name)), "")
 
@@ -94,10 +96,13 @@ def _found(names: Iterable[str]) -> list[str]:
     ]
 
 
-def prefix_of(names: Iterable[str], submodel: str = "") -> str | None:
+def prefix_of(names: Collection[str], submodel: str = "") -> str | None:
     """What stands before the names of a model's body; None if there is no patch embedding among them."""
     found = _found(names)
-    dotted = [prefix for prefix in found if prefix.endswith(".")]
+    dotted = sorted(
+        (prefix for prefix in found if prefix.endswith(".")),
+        key=lambda prefix: -sum(name.startswith(prefix) for name in names),
+    )
     if submodel:
         wanted = [f"{tree}{submodel}/" for tree in ("params/", "opt/target/", "")]
         wanted += [prefix for prefix in dotted if f".{prefix}".endswith(f".{submodel}.")]

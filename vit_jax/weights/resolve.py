@@ -21,6 +21,10 @@ PICKLED = (
 FILE = re.compile(r"(.+\.(?:npz|safetensors|safetensors\.index\.json))(?::([\w/.]+))?")
 
 
+# What open_clip calls its weights.
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+
+
 class Step(NamedTuple):
     """One step of a run, on this machine or in a bucket."""
 
@@ -76,13 +80,16 @@ def _file(ref: str) -> Place:
 def _is_model_folder(path: paths.Path) -> bool:
     """Whether `path` is a folder of transformers or timm, which has a config.json but no checkpoints."""
     ours = (path / orbax.CHECKPOINTS).exists() or (path / orbax.BEST).exists()
-    return (path / hf_folder.CONFIG).is_file() and not ours
+    told = any((path / name).is_file() for name in (hf_folder.CONFIG, hf_folder.OPEN_CLIP))
+    return told and not ours
 
 
 def _in_folder(path: paths.Path) -> Place:
     names = (hf_folder.WEIGHTS, hf_folder.INDEX, hf_folder.CONFIG, hf_folder.PREPROCESSOR)
+    names = (*names, hf_folder.OPEN_CLIP, *OPEN_CLIP)
     folder = path if isinstance(path, Path) else from_bucket(path, names)
     weights, index = folder / hf_folder.WEIGHTS, folder / hf_folder.INDEX
+    weights = next((folder / name for name in OPEN_CLIP if (folder / name).is_file()), weights)
     if weights.is_file():
         return Place(weights, str(path), folder=folder)
     if index.is_file():

@@ -54,22 +54,26 @@ def write(
         channels = layout.channels({name: array.shape for name, array in flat.items()})
         config = hf_folder.config(model, class_names, loss, into.config, channels=channels)
     arrays = into.arrays(flat, model)
-    told = {name: getattr(model, name) for name in NUMERICS} if config else {}
+    chosen = {name: getattr(model, name) for name in into.chosen} if path.suffix == ".safetensors" else {}
+    told = chosen | ({name: getattr(model, name) for name in NUMERICS} if config else {})
     _check_told(arrays, model, into, told, set(NUMERICS) if numerics == "theirs" else set())
     if config is None:
-        _put(path, arrays, model, into)
+        _put(path, arrays, model, into, chosen)
         return
     if path.is_file():
         fail(f"{path} is a file, not a folder: name another")
     paths.make_folder(path)
-    _put(path / hf_folder.WEIGHTS, arrays, model, into)
+    _put(path / hf_folder.WEIGHTS, arrays, model, into, chosen)
     seen = hf_folder.preprocessor(preprocess or into.preprocess(model), model.image_hw)
     hf_folder.write(path, config, seen)
 
 
-def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect) -> None:
+def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect, chosen: dict[str, Any]) -> None:
     heads = model.heads if into.per_head else None
-    FORMATS[path.suffix].write(path, arrays, image_hw=model.image_hw, heads=heads)
+    told: dict[str, Any] = {"image_hw": model.image_hw, "heads": heads} | (
+        {"fields": chosen} if chosen else {}
+    )
+    FORMATS[path.suffix].write(path, arrays, **told)
 
 
 def flatten(params: Any) -> Flat:

@@ -17,7 +17,15 @@ from vit_jax.sections import LossName, Model, Preprocess
 Tree = dict[str, Any]
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
-GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
+OPEN_CLIP = "open_clip_config.json"
+GELU = {
+    "gelu": "exact",
+    "quick_gelu": "quick",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "silu": "exact",
+}
+ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid a class
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
 # By the image processor of transformers, what it does where the file does not say.
@@ -42,6 +50,8 @@ PROCESSORS: dict[str, Tree] = {
     "DeiT": SQUARE | {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
     "Bit": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     "CLIP": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    "DINOv3ViT": SQUARE
+    | {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
 }
 COMMON: Any = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 # Keys that say nothing of pixels, and `do_convert_rgb`, which for other images than RGB is always done here.
@@ -75,6 +85,8 @@ class Told(NamedTuple):
 
 def read(folder: Path) -> Told:
     """What config.json and preprocessor_config.json of `folder` tell. Raises UserError for a broken one."""
+    if (folder / OPEN_CLIP).exists():
+        return _open_clip(_json(folder / OPEN_CLIP))
     tree = _json(folder / CONFIG)
     if "pretrained_cfg" in tree or "architecture" in tree:
         return _timm(tree)
@@ -83,7 +95,7 @@ def read(folder: Path) -> Told:
     act = vision.get("hidden_act")
     if act is not None and act not in GELU:
         fail(f"{folder / CONFIG}: hidden_act={act} is no activation of the models here: {', '.join(GELU)}")
-    numerics: Tree = {"gelu": GELU[act]} if act in ("gelu", "gelu_new", "gelu_pytorch_tanh") else {}
+    numerics: Tree = {"gelu": GELU[act]} if act is not None and act != "silu" else {}
     if "layer_norm_eps" in vision:
         numerics["norm_eps"] = float(vision["layer_norm_eps"])
     size = vision.get("image_size")
@@ -116,7 +128,7 @@ def config(
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "hidden_act": "gelu" if model.gelu == "exact" else "gelu_pytorch_tanh",
+        "hidden_act": ACTIVATIONS[model.gelu],
         "layer_norm_eps": model.norm_eps,
         "image_size": side,
         "patch_size": model.patch_size,
@@ -239,6 +251,22 @@ def _timm(tree: Tree) -> Told:
     )
     names, hw = tuple(tree.get("label_names") or ()), tuple(size[1:]) if size else None
     return Told(numerics, arguments.get("num_heads"), hw, names, preprocess, hw)
+
+
+def _open_clip(tree: Tree) -> Told:
+    model, seen = tree.get("model_cfg", {}), tree.get("preprocess_cfg", {})
+    vision = model.get("vision_cfg", {})
+    side = vision.get("image_size", 224)
+    heads = vision["width"] // vision.get("head_width", 64) if "width" in vision else None
+    preprocess = Preprocess(
+        resize="crop",
+        crop_fraction=1.0,
+        filter="pil_bicubic",
+        mean=_few(seen.get("mean", CLIP_MEAN)),
+        std=_few(seen.get("std", CLIP_STD)),
+    )
+    hw = (side, side) if isinstance(side, int) else tuple(side)
+    return Told({"gelu": "quick" if model.get("quick_gelu") else "exact"}, heads, hw, (), preprocess, hw)
 
 
 def _class_names(tree: Tree, path: Path) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ github.com/huggingface/safetensors.
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -84,6 +84,11 @@ class Archive:
         heads = self.told.get("heads")
         return int(heads) if heads else None
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the model that readers of its family choose, in files that `write` wrote."""
+        return dict(self.told.get("fields", {}))
+
     def read(self, name: str) -> np.ndarray:
         """One array as float32."""
         entry = self.entries[name]
@@ -106,7 +111,8 @@ class Shards:
             fail(f"{path} and its files do not agree where {', '.join(wrong)} lies: get them again")
         self.entries: dict[str, Entry] = {n: self._archives[f].entries[n] for n, f in self._file.items()}
 
-    image_hw = heads = None  # which only files of ours tell
+    image_hw = heads = None  # what only files of ours tell
+    fields: ClassVar[dict[str, Any]] = {}
 
     def read(self, name: str) -> np.ndarray:
         """One array as float32."""
@@ -132,14 +138,20 @@ def opened(path: Path) -> Archive | Shards:
 
 
 def write(
-    path: paths.Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
+    path: paths.Path,
+    arrays: dict[str, np.ndarray],
+    *,
+    image_hw: tuple[int, int],
+    heads: int | None = None,
+    fields: dict[str, Any] | None = None,
 ) -> None:
     """Write float32 arrays in the order of their names, whole or not at all. Raises UserError.
 
-    Image size and heads, which no array tells, go into a line of our own in the header.
+    Image size, heads and fields that no array tells go into a line of our own in the header.
     """
     names, offset = sorted(arrays), 0
-    told = {"image_size": list(image_hw)} | ({"heads": heads} if heads else {})
+    told: dict[str, Any] = {"image_size": list(image_hw)} | ({"heads": heads} if heads else {})
+    told |= {"fields": fields} if fields else {}
     header: dict[str, Any] = {METADATA: {"format": "pt", OURS: json.dumps(told, sort_keys=True)}}
     for name in names:
         end = offset + arrays[name].nbytes
