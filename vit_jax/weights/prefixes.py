@@ -28,6 +28,15 @@ BESIDE = {
     r"(?:.+\.)?(?:dino|ibot)_head\..+": "a head of self-supervised pretraining",
     r"(?:n_averaged|epoch|step|global_step|iteration|best_\w+)": "a counter of training",
 }
+# Models whose names are known, but which are not built here.
+UNBUILT = {
+    r"(?:.+\.)?relative_position_bias_table": "BEiT, whose attention has a bias for relative positions",
+    r"(?:.+\.)?embeds\.proj\.weight": "timm's NaFlexViT",
+    r"(?:.+\.)?patch_embed\.backbone\..+": "a hybrid in the names of timm (its official .npz is read)",
+    r"(?:.+\.)?rope\.freqs": "a model with learned rotary frequencies",
+    r"(?:.+\.)?attn\.lambda_q1": "a model with differential attention",
+    r"(?:.+\.)?attn\.in_proj\.weight": "a model with parallel attention and MLP",
+}
 TOWER = "visual."  # beside it lie a text tower and what pairs the two
 
 
@@ -47,6 +56,9 @@ class Unwrapped(NamedTuple):
 
 def unwrap(archive: Archive, submodel: str = "") -> tuple[Unwrapped, str]:
     """The arrays of one model, and what still stands before their names. Raises UserError without one."""
+    for known, what in UNBUILT.items():
+        if name := next((name for name in archive.entries if re.fullmatch(known, name)), ""):
+            fail(f"{archive.path} holds {what}, which is not built here (it has {name}): give another model")
     prefixes = _found(archive.entries)
     prefix = prefix_of(archive.entries, submodel)
     if prefix is None:

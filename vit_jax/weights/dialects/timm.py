@@ -109,6 +109,14 @@ def _is_rotary(shapes: Shapes) -> bool:
     return turned or apart or encoder
 
 
+def _is_tanh_siglip(model: Model) -> bool:
+    """The sizes of SigLIP 2 that have the tanh GELU in timm: giantopt, So400m/16, B/32, L/16 at 512 px."""
+    large = (model.width, model.patch_size) == (1024, 16) and model.image_hw == (512, 512)
+    return not model.class_token and (
+        large or (model.width, model.patch_size) in ((1536, 16), (1152, 16), (768, 32))
+    )
+
+
 def _is_residual_post_norm(shapes: Shapes) -> bool:
     """timm's `*_rpn_*`, whose names are any model's: the only ones without biases, scales and token."""
     present = {"fc_norm.weight", "blocks.0.attn.qkv.weight", "blocks.0.norm1.weight"}
@@ -132,6 +140,7 @@ _TIMM = Dialect(
     pack=_pack_timm,
     ignored=MAE,
     numerics=NUMERICS,
+    derived=lambda model: {"gelu": "tanh"} if _is_tanh_siglip(model) else {},
     heads={1536: 16},  # giantopt; DINOv2's giant is the one with SwiGLU
     posemb_method="bicubic_antialias",
 )
@@ -140,6 +149,7 @@ _RESIDUAL_POST_NORM = dataclasses.replace(
     variant="timm with norms after branches, as of all models without biases, scales and token",
     holds=lambda model: model.branch_norm == "after" and model.mlp == "gelu",
     fits=_is_residual_post_norm,
+    derived=lambda model: {},
     numerics=NUMERICS | {"branch_norm": "after"},
 )
 _CLIP = dataclasses.replace(

@@ -198,7 +198,11 @@ _DINOV3_AUTHORS = dataclasses.replace(
     variant="DINOv3 of its authors",
     rows=(
         Row("embed/registers", "storage_tokens"),
-        *(row for row in BODY if not row.ours.startswith("embed/registers") and "/scale" not in row.ours),
+        *(
+            row
+            for row in BODY
+            if not row.ours.startswith("embed/registers") and not row.ours.endswith("/gamma")
+        ),
         *(Row(f"block_{{i}}/scale{n}/gamma", f"{BLOCK}.ls{n}.gamma") for n in (1, 2)),
         *(row for row in FUSED if row.ours != f"{ATTENTION}/key/bias"),
         *GELU_MLP,

@@ -230,9 +230,31 @@ def _few(values: list[float]) -> tuple[float, ...]:
     return tuple(map(float, values[:1] if len(set(values)) == 1 else values))
 
 
+# What the name of a timm model tells beside its arrays.
+ARCHITECTURES: dict[str, Tree] = {
+    r".*": {"gelu": "exact"},
+    r".*quickgelu.*": {"gelu": "quick"},
+    r"vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|so400m_patch16_.*|giantopt_.*)": {
+        "gelu": "tanh"
+    },
+    r".*_rpn_.*": {"branch_norm": "after"},
+    r"(?!.*_rpn_).*": {"branch_norm": "before"},
+}
+TIMM_HEADS = {"vit_base_patch16_gap_224": 16}  # of an unusual width
+
+
 def _timm(tree: Tree) -> Told:
     cfg, arguments = tree.get("pretrained_cfg", {}), tree.get("model_args") or {}
-    numerics = {"gelu": "tanh"} if arguments.get("act_layer") == "gelu_tanh" else {}
+    name = str(tree.get("architecture", ""))
+    if "_rope_ape" in name or "_rope_mixed" in name:
+        fail(f"{name} is not built here, as it adds positions and turns them, or learns frequencies")
+    numerics: Tree = {}
+    for known, told in ARCHITECTURES.items() if name else ():
+        numerics |= told if re.fullmatch(known, name) else {}
+    activation = {"gelu_tanh": "tanh", "quick_gelu": "quick"}.get(str(arguments.get("act_layer")))
+    numerics |= {"gelu": activation} if activation else {}
+    pool = {"avg": "gap", "token": "token", "map": "map"}.get(str(tree.get("global_pool")))
+    numerics |= {"pooling": pool} if pool else {}
     size = cfg.get("input_size")
     fraction, mode = float(cfg.get("crop_pct", 0.9)), cfg.get("crop_mode", "center")
     resize = {"center": "crop", "squash": "squash" if fraction == 1 else "squash_crop"}.get(mode)
@@ -250,7 +272,7 @@ def _timm(tree: Tree) -> Told:
         std=_few(cfg.get("std", [0.5])),
     )
     names, hw = tuple(tree.get("label_names") or ()), tuple(size[1:]) if size else None
-    return Told(numerics, arguments.get("num_heads"), hw, names, preprocess, hw)
+    return Told(numerics, arguments.get("num_heads") or TIMM_HEADS.get(name), hw, names, preprocess, hw)
 
 
 def _open_clip(tree: Tree) -> Told:
