@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch_reference
 from PIL import Image
-from torch_reference import CASES, FEATURES, case
+from torch_reference import CASES, FEATURED, FEATURES, case
 from weight_files import arrays
 
 import vit_jax
@@ -46,14 +46,14 @@ def check(loaded, name, theirs):
         np.testing.assert_allclose(ours[column], theirs[kind], rtol=0, atol=ATOL, err_msg=kind)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FEATURED)
 def test_features_are_the_stored_ones_of_the_real_library(load, name):
     stored = {kind: array for kind, array in arrays(FEATURES).items() if kind.startswith(f"{name}/")}
     check(load(name), name, {kind.partition("/")[2]: array for kind, array in stored.items()})
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FEATURED)
 def test_features_are_those_of_the_real_library(load, name, tmp_path):
     for library in ("torch", "transformers", "timm", "safetensors"):
         if library == "timm":

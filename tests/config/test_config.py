@@ -203,7 +203,7 @@ def test_every_number_of_a_config_has_bounds_or_may_be_any():
 
 def test_every_pattern_is_checked():
     found = [n for n, f in fields.leaves(sections.Config).items() if f.metadata["pattern"]]
-    assert found == ["optim.decayed", "optim.trained", "optim.frozen"]
+    assert found == ["optim.decayed", "optim.trained", "optim.frozen", "optim.lora_kernels"]
     for name in found:
         with pytest.raises(UserError, match="is not a regular expression"):
             replaced(name, ("(",))
@@ -236,5 +236,8 @@ def test_the_lists_of_what_may_differ_follow_from_the_roles_of_fields():
     assert sections.MIXER_ONLY == {
         **{"heads": 1, "stem_width": 0, "mlp": "gelu", "class_token": False, "distill_token": False},
         **{"registers": 0, "posemb": "none", "pooling": "gap", "pre_logits": 0, "qk_norm": False},
+        **{"embed_norm": False, "rotary": "none", "rotary_grid": 0, "pool_heads": 0, "pool_mlp_width": 0},
+        **{"final_norm": "tokens", "pre_logits_form": "tanh", "branch_norm": "before", "qkv_bias": "all"},
+        **{"attention_norm": False, "mlp_norm": False},
         "layer_scale": 0.0,
     }

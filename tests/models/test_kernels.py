@@ -17,8 +17,8 @@ NORMAL = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32)
 @pytest.mark.parametrize(
     ("own", "plain"),
     [
-        (lambda x: kernels.gelu(x, True), lambda x: jax.nn.gelu(x, approximate=True)),
-        (lambda x: kernels.gelu(x, False), lambda x: jax.nn.gelu(x, approximate=False)),
+        (lambda x: kernels.gelu(x, "tanh"), lambda x: jax.nn.gelu(x, approximate=True)),
+        (lambda x: kernels.gelu(x, "exact"), lambda x: jax.nn.gelu(x, approximate=False)),
         (kernels.summed_once, lambda x: x),
     ],
     ids=["gelu tanh", "gelu exact", "summed once"],

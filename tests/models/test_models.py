@@ -64,7 +64,10 @@ def program(cfg: Model, **form: Any) -> str:
     infer = lambda p: model.apply({"params": p}, images_bhwc)
     train = lambda p, key: model.apply({"params": p}, images_bhwc, train=True, rngs={"dropout": key})
     texts = [jax.make_jaxpr(init)(key), jax.make_jaxpr(infer)(params), jax.make_jaxpr(train)(params, key)]
-    return re.sub(r"0x[0-9a-f]+", "", "\n".join(map(str, [*texts, jax.tree.map(jnp.shape, params)])))
+    constants = [np.asarray(c).tobytes() for text in texts for c in text.consts]
+    return re.sub(
+        r"0x[0-9a-f]+", "", "\n".join(map(str, [*texts, *constants, jax.tree.map(jnp.shape, params)]))
+    )
 
 
 def fresh(cfg: Model, seed: int = 0) -> Any:
@@ -101,6 +104,8 @@ def test_an_unknown_variant_is_refused():
             variants.model(name)
 
 
+DINOV3 = SMALL | {"posemb": "none", "rotary": "dinov3", "registers": 2, "layer_scale": 0.1}
+DINOV3 |= {"qkv_bias": "query_value", "mlp": "swiglu"}
 # A value apart from the base's, and a base in which the field has a meaning.
 PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
     "family": (NO_TOKENS | {"family": "mixer", "token_width": 12}, ("vit", 0)),
@@ -123,6 +128,20 @@ PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
     "pooling": (SMALL, "map"),
     "pre_logits": (SMALL, 7),
     "qk_norm": (SMALL, True),
+    "distill_head": (SMALL | {"distill_token": True}, False),
+    "patch_bias": (SMALL, False),
+    "embed_norm": (SMALL, True),
+    "rotary": (SMALL, "dinov3"),
+    "rotary_grid": (SMALL | {"rotary": "eva02"}, 7),
+    "pool_heads": (SMALL | {"pooling": "map"}, 1),
+    "pool_mlp_width": (SMALL | {"pooling": "map"}, 12),
+    "final_norm": (SMALL, "none"),
+    "pre_logits_form": (SMALL | {"pre_logits": 7}, "linear"),
+    "branch_norm": (SMALL, "after"),
+    "qkv_bias": (SMALL, "query_value"),
+    "attention_norm": (SMALL, True),
+    "mlp_norm": (SMALL, True),
+    "stem_eps": (HYBRID, "timm"),
     "layer_scale": (SMALL, 0.1),
     "dropout": (SMALL, 0.1),
     "stochastic_depth": (SMALL, 0.1),
@@ -158,6 +177,9 @@ ADDED = {
     "registers": (2, r"embed/registers"),
     "layer_scale": (0.1, r"block_\d/scale[12]/gamma"),
     "qk_norm": (True, r"block_\d/attention/(query|key)_norm/(scale|bias)"),
+    "embed_norm": (True, r"embed/norm/(scale|bias)"),
+    "attention_norm": (True, r"block_\d/attention/norm/(scale|bias)"),
+    "mlp_norm": (True, r"block_\d/mlp/norm/(scale|bias)"),
     "mlp": ("swiglu", r"block_\d/mlp/gate/(kernel|bias)"),
     "stem_width": (32, r"embed/stem/(conv|norm)_root/(kernel|scale|bias)"),
 }
@@ -186,6 +208,17 @@ def test_a_feature_adds_its_own_parameters_and_nothing_when_off(name):
         {"class_token": False, "pooling": "gap", "registers": 3, "posemb": "none"},
         {"distill_token": True, "layer_scale": 0.1, "image_size": (32, 64)},
         {"distill_token": True, "posemb_class_slot": False},
+        {"distill_token": True, "distill_head": False, "qkv_bias": "query_value", "mlp_norm": True},
+        {
+            "embed_norm": True,
+            "patch_bias": False,
+            "final_norm": "pooled",
+            "qkv_bias": "none",
+            "pooling": "gap",
+        },
+        {"pooling": "map", "pool_heads": 1, "pool_mlp_width": 12, "attention_norm": True},
+        {"pooling": "token_gap", "final_norm": "none"},
+        {"pre_logits": 9, "pre_logits_form": "linear"},
         HYBRID,
         HYBRID | {"stem_blocks": ()},
         MIXER,
@@ -262,7 +295,7 @@ def test_swiglu_is_its_formula():
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32 sums of 40 products of order one
 
 
-@pytest.mark.parametrize("base", [SMALL, MIXER], ids=["vit", "mixer"])
+@pytest.mark.parametrize("base", [SMALL, MIXER, DINOV3], ids=["vit", "mixer", "dinov3"])
 @pytest.mark.parametrize("change", [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
 def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
     cfg = Model(**base)

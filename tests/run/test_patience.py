@@ -22,6 +22,7 @@ from vit_jax.errors import UserError
 from vit_jax.run import evaluation, loop, sweep, sweep_points
 from vit_jax.run.checkpoint import Best
 from vit_jax.run.clock import Clock
+from vit_jax.run.first_state import Fixed
 from vit_jax.run.patience import Standing, of_record, told
 from vit_jax.run.report import Reporter
 from vit_jax.sections import Spec, Train
@@ -158,9 +159,11 @@ def test_the_best_is_that_of_the_metric_and_ties_keep_the_first(tmp_path, monkey
 
     monkeypatch.setattr(evaluation, "format_metrics", lambda *_: "")
     forms = SimpleNamespace(unpack=lambda tree: tree)
-    setup: Any = SimpleNamespace(cfg=cfg, spec=Spec(), steps=6, forms=forms, evaluate=measured)
+    whole = lambda params, base: params
+    setup: Any = SimpleNamespace(cfg=cfg, spec=Spec(), steps=6, forms=forms, evaluate=measured, whole=whole)
     best = Best(tmp_path / "best", metric)
-    judge = evaluation.Evaluations(setup, sources.digits(train=False), best, Reporter([]), Clock())
+    source = sources.digits(train=False)
+    judge = evaluation.Evaluations(setup, Fixed(), source, best, Reporter([]), Clock())
     state: Any = SimpleNamespace(params={"x": jnp.zeros(())}, ema={"x": jnp.ones(())} if mean else None)
     standing = Standing({})
     for now in range(1, 7):

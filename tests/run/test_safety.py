@@ -95,8 +95,8 @@ def test_example_ids_are_those_that_the_loader_reads(repeats):
 def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_path, monkeypatch, scan):
     begin = loop.first_state.begin
 
-    def injected(checkpoints, setup, weights):
-        state, metrics = begin(checkpoints, setup, weights)
+    def injected(checkpoints, setup, *weights):
+        state, metrics = begin(checkpoints, setup, *weights)
         written_out = setup.forms.unpack(state)
         written_out.params["block_3"]["mlp"]["down"]["bias"] *= jnp.nan
         return setup.forms.pack(written_out), metrics

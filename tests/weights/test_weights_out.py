@@ -168,11 +168,13 @@ def test_a_name_table_is_the_same_in_both_directions(dialect):
         Model(depth=2, classes=5, pooling="map", qk_norm=True),
         Model(depth=2, classes=5, distill_token=True, layer_scale=1e-4),
         Model(depth=2, classes=5, mlp="swiglu", registers=2),
+        Model(depth=2, classes=5, pooling="gap", embed_norm=True, final_norm="pooled", mlp_norm=True),
         Model(**MIXER_ONLY, family="mixer", token_width=3, classes=5),
     ]
     held = {n for model in models for n in layout.shapes(model) if dialect.theirs(n)}
     assert len(held) > 20
-    assert {"embed/patch/kernel", "norm/scale"} <= held
+    assert "embed/patch/kernel" in held
+    assert "norm/scale" in held or dialect.variant == "clip classifier"  # which has no last norm
     for name in held:
         theirs, row = dialect.theirs(name)
         assert (name, row) in dialect.ours(theirs)

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def pick(cfg: Model, *, layer: int, pool: str) -> Column:
 
 
 def _own(cfg: Model) -> str:
-    plain = cfg.pooling in ("token", "gap") and not cfg.pre_logits
+    plain = cfg.pooling in ("token", "gap") and not cfg.pre_logits and cfg.final_norm == "tokens"
     return cfg.pooling if plain else "model"
 
 
@@ -127,7 +127,8 @@ def extract(
 
     def found(column: Column) -> jax.Array:
         x_bnd = captured[f"block_{column.layer}"]["__call__"][0]
-        x_bnd: Any = Norm(cfg).apply({"params": params["norm"]}, x_bnd)
+        if cfg.final_norm == "tokens":
+            x_bnd = cast(jax.Array, Norm(cfg).apply({"params": params["norm"]}, x_bnd))
         return _pooled(cfg, params, x_bnd, column.pooling).astype(jnp.float32)
 
     return {column: found(column) for column in columns}
@@ -136,11 +137,10 @@ def extract(
 def _pooled(cfg: Model, params: Any, x_bnd: jax.Array, pooling: str) -> Any:
     if pooling == "none":
         return x_bnd
-    if pooling == "token":
-        return x_bnd[:, 0]
-    if pooling == "gap":
-        prefix = cfg.class_token + cfg.distill_token + cfg.registers
-        return x_bnd[:, prefix:].mean(axis=1, dtype=jnp.float32)
+    if pooling in ("token", "gap"):
+        x_bd = x_bnd[:, 0] if pooling == "token" else x_bnd[:, cfg.prefix :].mean(axis=1, dtype=jnp.float32)
+        norm = {"params": params["pool"]["norm"]} if cfg.final_norm == "pooled" else None
+        return x_bd if norm is None else Norm(cfg).apply(norm, x_bd)
     return Pool(cfg).apply({"params": params.get("pool", {})}, x_bnd, train=False)
 
 

@@ -5,7 +5,7 @@ The platform that a program is compiled for chooses the form. The rest of `model
     product(x, kernel)   x @ kernel
     shifted(x, bias)     x + bias
     layer_norm(x, ...)   (x - mean x) / sqrt(var x + eps) * scale + bias in float32
-    gelu(x, tanh)        jax.nn.gelu(x, approximate=tanh) in float32
+    gelu(x, form)        GELUS[form](x) in float32
     summed_once(x)       x
 
 Forms with a derivative of their own cannot be differentiated forward (`jax.jvp`, `jax.hessian`), and some
@@ -15,6 +15,7 @@ Those of attention are in `attend.py`. Dims: i inputs, o outputs, r rows.
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -153,23 +154,29 @@ def _last(vector_d: jax.Array, x: jax.Array) -> jax.Array:
     return vector_d.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "exact": functools.partial(jax.nn.gelu, approximate=False),
+    "tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
 @or_plain
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gelu(x: jax.Array, tanh: bool) -> jax.Array:
-    """GELU in float32, tanh form or exact, returned in x's dtype. arXiv:1606.08415.
+def gelu(x: jax.Array, form: str) -> jax.Array:
+    """GELU in float32, exact, or its tanh or sigmoid form, returned in x's dtype. arXiv:1606.08415.
 
     Its derivative keeps x alone for the backward pass, where autodiff keeps several float32 copies.
     """
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=tanh).astype(x.dtype)
+    return GELUS[form](x.astype(jnp.float32)).astype(x.dtype)
 
 
-def _gelu_forward(x: jax.Array, tanh: bool) -> tuple[jax.Array, jax.Array]:
-    return gelu(x, tanh), x
+def _gelu_forward(x: jax.Array, form: str) -> tuple[jax.Array, jax.Array]:
+    return gelu(x, form), x
 
 
-def _gelu_backward(tanh: bool, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    plain = functools.partial(jax.nn.gelu, approximate=tanh)
-    _, dx = jax.jvp(plain, (x.astype(jnp.float32),), (dy.astype(jnp.float32),))
+def _gelu_backward(form: str, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    _, dx = jax.jvp(GELUS[form], (x.astype(jnp.float32),), (dy.astype(jnp.float32),))
     return (dx.astype(x.dtype),)
 
 

@@ -4,18 +4,21 @@ Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features a he
 Parameters are float32; matrix products run in `cfg.dtype`; norm statistics and softmax in float32.
 """
 
+import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import kernels
+from vit_jax.models import kernels, rotary
 from vit_jax.models.attend import attend
 from vit_jax.sections import Model
 
 XAVIER = nn.initializers.xavier_uniform()
 MLP_KERNEL = {"vit": XAVIER, "mixer": nn.initializers.lecun_normal()}  # as in the published code
+BIASED = {"all": ("query", "key", "value"), "query_value": ("query", "value"), "none": ()}
 MLP_BIAS = nn.initializers.normal(1e-6)  # as in the published code
 
 
@@ -34,7 +37,8 @@ class Norm(nn.Module):
 class Mlp(nn.Module):
     """gelu(x U + a) V + b, or SwiGLU's (silu(x G + c) * (x U + a)) V + b, with dropout after each layer.
 
-    SwiGLU: arXiv:2002.05202 eq. 6, with biases as in DINOv2.
+    SwiGLU: arXiv:2002.05202 eq. 6, with biases as in DINOv2. With `mlp_norm`, V takes normalised features
+    (arXiv:2110.09456 section 2, EVA-02).
     """
 
     cfg: Model
@@ -47,8 +51,10 @@ class Mlp(nn.Module):
         if cfg.mlp == "swiglu":
             y_bnf = jax.nn.silu(Dense(cfg, self.hidden, name="gate")(x_bnd)) * y_bnf
         else:
-            y_bnf = kernels.gelu(y_bnf, cfg.gelu == "tanh")
+            y_bnf = kernels.gelu(y_bnf, cfg.gelu)
         y_bnf = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnf)
+        if cfg.mlp_norm:
+            y_bnf = Norm(cfg, name="norm")(y_bnf)
         y_bnd = Dense(cfg, width, name="down")(y_bnf)
         return nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
 
@@ -56,23 +62,33 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1.
 
-    Queries come from x [b, n, d], keys and values from source [b, m, d]. With `qk_norm`, q and k are first
-    normalised over k (arXiv:2302.05442 section 2). The collection `attention` gets the probabilities p.
+    Queries come from x [b, n, d], keys and values from source [b, m, d], the last of which are patches of
+    `grid_hw`. With `qk_norm`, q and k are first normalised over k (arXiv:2302.05442 section 2), with `rotary`
+    they are turned by their positions, and with `attention_norm` the heads' values over all heads
+    (arXiv:2110.09456 section 2). The collection `attention` gets the probabilities p.
     """
 
     cfg: Model
+    grid_hw: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, source_bmd: jax.Array) -> jax.Array:
         cfg, width = self.cfg, x_bnd.shape[-1]
         head_width = width // cfg.heads
-        heads = lambda name, y_bnd: HeadsIn(cfg, head_width, name=name)(y_bnd)
+        biased = BIASED[cfg.qkv_bias]
+        heads = lambda name, y_bnd: HeadsIn(cfg, head_width, name in biased, name=name)(y_bnd)
         norm = lambda name, y_bnhk: Norm(cfg, name=name)(y_bnhk) if cfg.qk_norm else y_bnhk
         k_bmhk = norm("key_norm", heads("key", source_bmd))
         v_bmhk = heads("value", source_bmd)
         q_bnhk = norm("query_norm", heads("query", x_bnd))
+        if cfg.rotary != "none":
+            turn = rotary.turn(cfg.rotary, self.grid_hw, head_width, prefix=cfg.prefix, to=cfg.rotary_grid)
+            q_bnhk, k_bmhk = turn(q_bnhk), turn(k_bmhk)
         y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
         self.sow("attention", "p", p_bhnm)
+        if cfg.attention_norm:
+            y_bnd = Norm(cfg, name="norm")(y_bnhk.reshape(*y_bnhk.shape[:2], width))
+            y_bnhk = y_bnd.reshape(y_bnhk.shape)
         return HeadsOut(cfg, width, name="out")(y_bnhk)
 
 
@@ -81,13 +97,14 @@ class HeadsIn(nn.Module):
 
     cfg: Model
     head_width: int
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
         b, n, d = x_bnd.shape
         h, k = self.cfg.heads, self.head_width
         kernel_dhk = self.param("kernel", _xavier(1), (d, h, k), jnp.float32)
-        bias_hk = self.param("bias", nn.initializers.zeros, (h, k), jnp.float32)
+        bias_hk = self.param("bias", nn.initializers.zeros, (h, k), jnp.float32) if self.use_bias else None
         return affine(self.cfg, x_bnd, kernel_dhk.reshape(d, h * k), bias_hk).reshape(b, n, h, k)
 
 
@@ -153,6 +170,7 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Pre-norm encoder block: x + attention(norm(x)), then x + mlp(norm(x)), each branch with its LayerScale.
 
+    With `branch_norm=after` x + norm(attention(x)), then x + norm(mlp(x)) (arXiv:2111.09883 section 3.2).
     `drop_rate` is the chance of dropping each branch of an example. With `first`, only so many tokens are
     queries and come out, [b, first, d].
     """
@@ -160,19 +178,23 @@ class Block(nn.Module):
     cfg: Model
     drop_rate: float | jax.Array
     first: int | None = None
+    grid_hw: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg = self.cfg
         drop_path = lambda: DropPath(self.drop_rate, deterministic=not train)
-        y_bnd = Norm(cfg, name="norm1")(x_bnd)
-        y_bnd = Attention(cfg, name="attention")(y_bnd[:, : self.first], y_bnd)
+        norm = lambda where, name, x: Norm(cfg, name=name)(x) if cfg.branch_norm == where else x
+        y_bnd = norm("before", "norm1", x_bnd)
+        y_bnd = Attention(cfg, self.grid_hw, name="attention")(y_bnd[:, : self.first], y_bnd)
         y_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
+        y_bnd = norm("after", "norm1", y_bnd)
         if cfg.layer_scale:
             y_bnd = LayerScale(cfg, name="scale1")(y_bnd)
         x_bnd = x_bnd[:, : self.first] + drop_path()(y_bnd)
-        y_bnd = Norm(cfg, name="norm2")(x_bnd)
+        y_bnd = norm("before", "norm2", x_bnd)
         y_bnd = Mlp(cfg, cfg.mlp_width, name="mlp")(y_bnd, train=train)
+        y_bnd = norm("after", "norm2", y_bnd)
         if cfg.layer_scale:
             y_bnd = LayerScale(cfg, name="scale2")(y_bnd)
         return x_bnd + drop_path()(y_bnd)
@@ -186,17 +208,22 @@ class MapPool(nn.Module):
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         b, _, d = x_bnd.shape
+        hidden = self.cfg.pool_mlp_width or self.cfg.mlp_width
+        plain: Any = {"rotary": "none", "rotary_grid": 0, "attention_norm": False, "mlp_norm": False}
+        cfg = dataclasses.replace(
+            self.cfg, heads=self.cfg.pool_heads or self.cfg.heads, qkv_bias="all", **plain
+        )
         probe_11d = self.param("probe", XAVIER, (1, 1, d), jnp.float32)
         probe_b1d = jnp.broadcast_to(probe_11d, (b, 1, d)).astype(x_bnd.dtype)
-        x_b1d = Attention(self.cfg, name="attention")(probe_b1d, x_bnd)
-        y_b1d = Norm(self.cfg, name="norm")(x_b1d)
-        return (x_b1d + Mlp(self.cfg, self.cfg.mlp_width, name="mlp")(y_b1d, train=train))[:, 0]
+        x_b1d = Attention(cfg, name="attention")(probe_b1d, x_bnd)
+        y_b1d = Norm(cfg, name="norm")(x_b1d)
+        return (x_b1d + Mlp(cfg, hidden, name="mlp")(y_b1d, train=train))[:, 0]
 
 
-def affine(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x W + a over the last axis in `cfg.dtype`; `bias` may have any shape."""
+def affine(cfg: Model, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """x W + a, or x W, over the last axis in `cfg.dtype`; `bias` may have any shape."""
     y = kernels.product(x.astype(cfg.dtype), kernel.astype(cfg.dtype))
-    return kernels.shifted(y, bias.astype(cfg.dtype).reshape(-1))
+    return y if bias is None else kernels.shifted(y, bias.astype(cfg.dtype).reshape(-1))
 
 
 def _xavier(inputs: int) -> nn.initializers.Initializer:

@@ -38,26 +38,28 @@ class ViT(nn.Module):
         training gives both heads' logits, (class, distillation), inference their mean (arXiv:2012.12877).
         """
         cfg = self.cfg
+        h, w = (side // cfg.stride for side in images_bhwc.shape[1:3])
         x_bnd = Embed(cfg, name="embed")(images_bhwc)
         x_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(x_bnd)
-        x_bnd = run_blocks(self, Block, x_bnd, train=train, last=self._last_block())
-        x_bnd = Norm(cfg, name="norm")(x_bnd)
+        block = functools.partial(Block, grid_hw=(h, w))
+        last = functools.partial(block, first=self._read_by_heads())
+        x_bnd = run_blocks(self, block, x_bnd, train=train, last=last)
+        if cfg.final_norm == "tokens":
+            x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bp = Pool(cfg, name="pool")(x_bnd, train=train)
         if not logits:
             return x_bp
         logits_bc = head(cfg, "head")(x_bp)
-        if not cfg.distill_token:
+        if not cfg.heads_distill:
             return logits_bc
         distill_bc = head(cfg, "head_distill")(x_bnd[:, 1])
         return (logits_bc, distill_bc) if train else (logits_bc + distill_bc) / 2
 
-    def _last_block(self) -> Callable[..., nn.Module]:
+    def _read_by_heads(self) -> int | None:
         # Where heads read the class (and distillation) token alone, the last block computes no other, unless
         # the caller captures outputs or attention of whole blocks.
         captured = any(map(self.is_mutable_collection, ("intermediates", "attention")))
-        if self.cfg.pooling != "token" or captured:
-            return Block
-        return functools.partial(Block, first=1 + self.cfg.distill_token)
+        return None if self.cfg.pooling != "token" or captured else 1 + self.cfg.distill_token
 
 
 class Embed(nn.Module):
@@ -92,7 +94,7 @@ class Embed(nn.Module):
             registers_bnd = self._tokens("registers", cfg.registers, nn.initializers.normal(TOKEN_STD), x_bnd)
             k = len(prefix)
             x_bnd = jnp.concatenate([x_bnd[:, :k], registers_bnd, x_bnd[:, k:]], axis=1)
-        return x_bnd
+        return Norm(cfg, name="norm")(x_bnd) if cfg.embed_norm else x_bnd
 
     def _tokens(
         self, name: str, n: int, start: nn.initializers.Initializer, like_bnd: jax.Array
@@ -126,29 +128,36 @@ class Patch(nn.Module):
         d, p, (b, *image_hw, c) = self.cfg.width, self.cfg.patch_size, x_bhwc.shape
         h, w = (side // p for side in image_hw)
         kernel_ppcd = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, d), jnp.float32)
-        bias_d = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
+        biased = self.cfg.patch_bias
+        bias_d = self.param("bias", nn.initializers.zeros, (d,), jnp.float32) if biased else None
         x_bhpwpc = x_bhwc[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
         x_bhwi = x_bhpwpc.swapaxes(2, 3).reshape(b, h, w, p * p * c)
         return affine(self.cfg, x_bhwi, kernel_ppcd.reshape(p * p * c, d), bias_d)
 
 
 class Pool(nn.Module):
-    """Tokens to the features that the head sees: [b, n, d] to [b, pre_logits or d]."""
+    """Tokens to the features that the head sees: [b, n, d] to [b, cfg.features]."""
 
     cfg: Model
 
     @nn.compact
     def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
         cfg = self.cfg
-        prefix = cfg.class_token + cfg.distill_token + cfg.registers
-        patches_bnd = x_bnd[:, prefix:] if prefix else x_bnd
+        patches_bnd = x_bnd[:, cfg.prefix :] if cfg.prefix else x_bnd
+        mean = lambda: patches_bnd.mean(axis=1, dtype=jnp.float32).astype(x_bnd.dtype)
         if cfg.pooling == "token":
             x_bd = x_bnd[:, 0]
         elif cfg.pooling == "gap":
-            x_bd = patches_bnd.mean(axis=1, dtype=jnp.float32).astype(x_bnd.dtype)
+            x_bd = mean()
+        elif cfg.pooling == "token_gap":
+            x_bd = jnp.concatenate([x_bnd[:, 0], mean()], axis=1)
         else:
             x_bd = MapPool(cfg, name="map")(x_bnd, train=train)
-        if cfg.pre_logits:
+        if cfg.final_norm == "pooled":
+            x_bd = Norm(cfg, name="norm")(x_bd)
+        if cfg.pre_logits_form == "linear":
+            x_bd = nn.Dense(cfg.pre_logits, use_bias=False, dtype=cfg.dtype, name="pre_logits")(x_bd)
+        elif cfg.pre_logits:
             x_bd = jnp.tanh(nn.Dense(cfg.pre_logits, dtype=cfg.dtype, name="pre_logits")(x_bd))
         return x_bd
 

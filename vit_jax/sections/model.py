@@ -39,26 +39,58 @@ class Model:
     distill_token: bool = field(
         False, "DeiT's second token and head; training returns both heads' logits", mixer=False
     )
+    distill_head: bool = field(True, "the second token has a head; only with distill_token")
     registers: int = field(
         0, "learned tokens without a position, before the patches, that no head reads", least=0, mixer=0
     )
+    patch_bias: bool = field(True, "bias of the patch embedding; CLIP has none")
+    embed_norm: bool = field(False, "LayerNorm of all tokens before the first block, as in CLIP", mixer=False)
     posemb: Literal["learned", "sincos2d", "none"] = field("learned", "position embedding", mixer="none")
     posemb_class_slot: bool = field(
         True, "learned positions cover the class token too, as in official files", in_file=False
     )
-    pooling: Literal["token", "gap", "map"] = field(
-        "token", "class token, mean of patches, or attention", mixer="gap"
+    rotary: Literal["none", "dinov3", "eva02", "pe", "rope_vit"] = field(
+        "none", "rotation of queries and keys by the position of a patch, as in the named model", mixer="none"
+    )
+    rotary_grid: int = field(
+        0, "side of the grid that rotary positions are stretched to; 0: counted in patches", least=0, mixer=0
+    )
+    pooling: Literal["token", "gap", "map", "token_gap"] = field(
+        "token", "class token, mean of patches, attention, or the first two in a row", mixer="gap"
+    )
+    pool_heads: int = field(0, "heads of attention pooling; 0: those of a block", least=0, mixer=0)
+    pool_mlp_width: int = field(
+        0, "hidden features of attention pooling's MLP; 0: those of a block", least=0, mixer=0
+    )
+    final_norm: Literal["tokens", "pooled", "none"] = field(
+        "tokens", "where the last LayerNorm is: on tokens, or on what pooling gives", mixer="tokens"
     )
     pre_logits: int = field(
         0, "features of a Dense + tanh before the head; 0: none", least=0, mixer=0, may_differ=True
     )
+    pre_logits_form: Literal["tanh", "linear"] = field(
+        "tanh", "tanh(x W + a), or x W, the projection of CLIP", mixer="tanh"
+    )
+    branch_norm: Literal["before", "after"] = field(
+        "before", "LayerNorm of what a branch takes, or of what it gives", mixer="before"
+    )
+    qkv_bias: Literal["all", "query_value", "none"] = field(
+        "all", "which of a block's queries, keys and values have a bias", mixer="all"
+    )
+    attention_norm: bool = field(False, "LayerNorm of the heads' values before they are mixed", mixer=False)
+    mlp_norm: bool = field(False, "LayerNorm of an MLP's hidden features", mixer=False)
     qk_norm: bool = field(False, "LayerNorm of each head's queries and keys", mixer=False)
     layer_scale: float = field(
         0.0, "initial value of a learned scale on each branch; 0: none", least=0, mixer=0.0, **TRAINING
     )
     dropout: float = rate("dropout rate after the embedding, the attention and both MLP layers", **TRAINING)
     stochastic_depth: float = rate("drop rate of the last block, growing linearly from 0", **TRAINING)
-    gelu: Literal["tanh", "exact"] = field("tanh", "GELU form; the official files use tanh")
+    gelu: Literal["tanh", "exact", "quick"] = field(
+        "tanh", "GELU form; the official files use tanh, OpenAI's CLIP x sigmoid(1.702 x)"
+    )
+    stem_eps: Literal["official", "timm"] = field(
+        "official", "epsilons of the stem, which timm chose otherwise: a relative difference of 1e-4"
+    )
     norm_eps: float = field(1e-6, "epsilon of every LayerNorm", least=0)
     head_bias: float = field(0.0, "initial bias of the zero-initialised head", **TRAINING)
     dtype: Literal["float32", "bfloat16"] = field(
@@ -83,6 +115,21 @@ class Model:
         h, w = self.image_hw
         return h // self.stride, w // self.stride
 
+    @property
+    def features(self) -> int:
+        """How many features the head sees."""
+        return self.pre_logits or self.width * (2 if self.pooling == "token_gap" else 1)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        return self.class_token + self.distill_token + self.registers
+
+    @property
+    def heads_distill(self) -> bool:
+        """Whether there are two heads."""
+        return self.distill_token and self.distill_head
+
     def __post_init__(self) -> None:
         check(self, "model")
         self._check_sizes()
@@ -100,16 +147,36 @@ class Model:
             fits = [h for h in range(1, self.width + 1) if self.width % h == 0]
             near = min(fits, key=lambda h: abs(h - self.heads))
             fail(f"model.heads={self.heads} does not divide model.width={self.width}: use {near} heads")
+        if self.width % (self.pool_heads or 1):
+            fail(f"model.pool_heads={self.pool_heads} does not divide model.width={self.width}: use 0")
+        if self.rotary != "none" and self.width // self.heads % 4:
+            fail(
+                f"model.width/heads={self.width}/{self.heads} is not a multiple of 4, which "
+                f"model.rotary={self.rotary} needs"
+            )
+        if self.rotary_grid and self.rotary not in ("eva02", "pe"):
+            fail(f"model.rotary_grid={self.rotary_grid} needs model.rotary=eva02 or pe: set it to 0")
         if self.posemb == "sincos2d" and self.width % 4:
             fail(f"model.width={self.width} is not a multiple of 4, which model.posemb=sincos2d needs")
         if self.stem_width % 32:
             fail(f"model.stem_width={self.stem_width} is not a multiple of the 32 norm groups: use 64, or 0")
+        if self.stem_eps != "official" and not self.stem_width:
+            fail(f"model.stem_eps={self.stem_eps} needs model.stem_width above 0")
         if self.stem_blocks and not self.stem_width:
             fail(f"model.stem_blocks={self.stem_blocks} needs model.stem_width above 0")
 
     def _check_tokens(self) -> None:
-        if self.pooling == "token" and not self.class_token:
-            fail("model.pooling=token needs model.class_token=True: set it, or use pooling=gap or map")
+        if self.pooling in ("token", "token_gap") and not self.class_token:
+            needs = "needs model.class_token=True: set it, or use pooling=gap or map"
+            fail(f"model.pooling={self.pooling} {needs}")
+        if self.pooling != "map" and (self.pool_heads or self.pool_mlp_width):
+            fail("model.pool_heads and model.pool_mlp_width need model.pooling=map: set them to 0")
+        if self.pre_logits_form != "tanh" and not self.pre_logits:
+            fail(f"model.pre_logits_form={self.pre_logits_form} needs model.pre_logits above 0")
+        if not (self.distill_token or self.distill_head):
+            fail("model.distill_head=False needs model.distill_token=True")
+        if self.distill_token and self.final_norm != "tokens":
+            fail("model.distill_token=True needs model.final_norm=tokens, which both heads read")
         if self.distill_token and (self.pooling != "token" or self.pre_logits):
             fail("model.distill_token=True needs model.pooling=token and model.pre_logits=0")
 

@@ -92,11 +92,14 @@ def reset_head(weights: Weights, classes: int, *, keep_pre_logits: bool = True) 
     old, params, reset = weights.model, dict(weights.params), []
     dropped = bool(old.pre_logits) and not keep_pre_logits
     if dropped:
-        params.pop("pool")
+        rest = {name: part for name, part in params.pop("pool").items() if name != "pre_logits"}
+        params |= {"pool": rest} if rest else {}
         reset.append(Note("pool/pre_logits", "dropped, as asked"))
-    model = dataclasses.replace(old, classes=classes, pre_logits=0 if dropped else old.pre_logits)
-    for name in ("head", "head_distill")[: 1 + old.distill_token]:
-        kernel = np.zeros((model.pre_logits or model.width, classes), np.float32)
+    model = dataclasses.replace(old, classes=classes)
+    if dropped:
+        model = dataclasses.replace(model, pre_logits=0, pre_logits_form="tanh")
+    for name in ("head", "head_distill")[: 1 + old.heads_distill]:
+        kernel = np.zeros((model.features, classes), np.float32)
         params[name] = {"kernel": kernel, "bias": np.full(classes, model.head_bias, np.float32)}
         reset.append(Note(name, f"zeros for {classes} classes, in place of {old.classes or 'none'}"))
     report = dataclasses.replace(weights.report, reset=(*weights.report.reset, *reset))

@@ -108,10 +108,17 @@ class Dialect:
         lambda model: []
     )  # parameters that a row names, but not beside others
     prefix: str = ""
+    beside_patch: str = ""  # another array that is to be where the patch embedding is
     prefixed: Callable[[str, Model], bool] = lambda name, model: True
     mask: str = ""  # the array for masked patches, which their code misses when it loads
+    mask_rank: int = 2  # its dimensions, all of them 1 but the width
     # What the arrays do not tell.
     numerics: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields of the model
+    derived: Callable[[Model], dict[str, Any]] = lambda model: {}  # fields that follow from others
+    # Fields that readers of the family choose, so that our files tell them in a line of their own.
+    chosen: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()  # fields that neither arrays nor the family tell: a file alone is refused
+    heads: dict[int, int] = dataclasses.field(default_factory=dict)  # by width, if not as usual
     posemb_method: str = "official"  # how the family resizes positions
     class_slot: bool = False  # the class token always has a position; else its count tells
     absent_posemb: Literal["none", "sincos2d"] = "none"  # what a file without positions means
@@ -162,6 +169,10 @@ class Dialect:
         names = (single.format(i=i) + name.removeprefix(scanned) for i in range(shape[0]))
         return [(ours, row, i) for i, one in enumerate(names) for ours, row in self.ours(one)]
 
+    def heads_of(self, ours: str, heads: int) -> int:
+        """Heads of one parameter of a model of so many: attention pooling may have its own."""
+        return self.numerics.get("pool_heads", heads) if ours.startswith("pool/") else heads
+
     def why_ignored(self, theirs: str) -> str:
         """Why no model here has a use for an array of theirs; empty if it is not such a one."""
         return next((why for known, why in self.ignored.items() if re.fullmatch(known, theirs)), "")
@@ -174,11 +185,15 @@ class Dialect:
             if found is None:
                 raise KeyError(name)
             theirs, row = found
-            gathered.setdefault(theirs, {})[row.nth] = row.layout.write(array)
-        parts = {name: [found[i] for i in sorted(found)] for name, found in gathered.items()}
-        whole = {name: p[0] if len(p) == 1 else np.concatenate(p) for name, p in parts.items()}
+            parts = gathered.setdefault(theirs, {})
+            parts[row.nth] = row.layout.write(array)
+            if row.of > 1:  # a part that the model lacks, as a masked bias of the keys, is zero
+                for i in range(row.of):
+                    parts.setdefault(i, np.zeros_like(parts[row.nth]))
+        ordered = {name: [found[i] for i in sorted(found)] for name, found in gathered.items()}
+        whole = {name: p[0] if len(p) == 1 else np.concatenate(p) for name, p in ordered.items()}
         if self.mask:
-            whole[self.mask] = np.zeros((1, model.width), np.float32)
+            whole[self.mask] = np.zeros((1,) * (self.mask_rank - 1) + (model.width,), np.float32)
         full = lambda name: self.prefix + name if self.prefixed(name, model) else name
         return {full(name): np.ascontiguousarray(array) for name, array in whole.items()}
 
@@ -205,6 +220,11 @@ def dense(ours: str, theirs: str, nth: int = 0, of: int = 1) -> tuple[Row, ...]:
     """A linear layer of torch's, or one of those that lie in one array."""
     kernel = Row(f"{ours}/kernel", f"{theirs}.weight", DENSE, nth, of)
     return kernel, Row(f"{ours}/bias", f"{theirs}.bias", SAME, nth, of)
+
+
+def biasless(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Those of `rows` that are no bias."""
+    return tuple(row for row in rows if not row.ours.endswith("/bias"))
 
 
 def conv(ours: str, theirs: str) -> tuple[Row, ...]:

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from vit_jax.fields import fail
 from vit_jax.models import build
+from vit_jax.models.layers import BIASED
 from vit_jax.sections import MIXER_ONLY, Model
 from vit_jax.weights.dialect import MOST_BLOCKS, Shape, Shapes
 
@@ -77,6 +78,8 @@ def infer(
         "depth": depth,
         "mlp_width": found["block_0/mlp/up/kernel"][-1],
         "mlp": "swiglu" if "block_0/mlp/gate/kernel" in found else "gelu",
+        "mlp_norm": "block_0/mlp/norm/scale" in found,
+        "patch_bias": "embed/patch/bias" in found,
         "classes": found["head/kernel"][-1] if found.get("head/kernel") else 0,
         **_stem_fields(found),
     }
@@ -88,16 +91,35 @@ def infer(
 
 
 def _vit_fields(found: Shapes, absent_posemb: str) -> dict[str, Any]:
-    class_token = "embed/class_token" in found
-    pooling = "map" if "pool/map/probe" in found else "token" if class_token else "gap"
+    heads_of_file = sum(name in found for name in ("head/kernel", "head_distill/kernel"))
+    class_token, kernel = "embed/class_token" in found, found["embed/patch/kernel"]
+    pre_logits = (found.get("pool/pre_logits/kernel") or (0,))[-1]
+    pooled = (
+        "norm/scale" not in found and "pool/norm/scale" in found
+    )  # after a token it would be as before it
+    pooling = "map" if "pool/map/probe" in found else "token" if class_token and not pooled else "gap"
+    if pooling == "token" and found.get("head/kernel", ())[:1] == (2 * kernel[3],) and not pre_logits:
+        pooling = "token_gap"
+    hidden = found.get("pool/map/mlp/up/kernel", (0,))[-1]
+    heads = found["block_0/attention/query/kernel"][1]
+    pool_heads = found.get("pool/map/attention/query/kernel", (0, heads))[1]
+    biased = tuple(name for name in BIASED["all"] if f"block_0/attention/{name}/bias" in found)
     return {
-        "heads": found["block_0/attention/query/kernel"][1],
+        "heads": heads,
+        "qkv_bias": next((name for name, which in BIASED.items() if which == biased), "all"),
+        "attention_norm": "block_0/attention/norm/scale" in found,
+        "embed_norm": "embed/norm/scale" in found,
+        "final_norm": "pooled" if pooled else "tokens" if "norm/scale" in found else "none",
+        "pool_heads": pool_heads if pool_heads != heads else 0,
+        "pool_mlp_width": hidden if hidden != found["block_0/mlp/up/kernel"][-1] else 0,
         "class_token": class_token,
         "distill_token": "embed/distill_token" in found,
+        "distill_head": "embed/distill_token" not in found or heads_of_file in (0, 2),
         "registers": found["embed/registers"][1] if "embed/registers" in found else 0,
         "posemb": "learned" if "embed/positions" in found else absent_posemb,
         "pooling": pooling,
-        "pre_logits": (found.get("pool/pre_logits/kernel") or (0,))[-1],
+        "pre_logits": pre_logits,
+        "pre_logits_form": "linear" if pre_logits and "pool/pre_logits/bias" not in found else "tanh",
         "qk_norm": "block_0/attention/query_norm/scale" in found,
         "layer_scale": 1e-4
         if "block_0/scale1/gamma" in found
@@ -133,7 +155,8 @@ def _with_grid(
     elif sizes["posemb"] == "learned":
         stored, slots = found["embed/positions"][1], sizes["class_token"] + sizes["distill_token"]
     else:
-        return Model(**sizes, image_size=known_hw[0] or known_hw[1] or max(224 // stride, 1) * stride)
+        h, w = known_hw[0] or known_hw[1] or (max(224 // stride, 1) * stride,) * 2
+        return Model(**sizes, image_size=h if h == w else (h, w))
     for slot in (slots,) if class_slot else (0, slots):
         has_slot = bool(slot) or not slots  # the default where there is no class token
         side = math.isqrt(max(stored - slot, 0)) * stride

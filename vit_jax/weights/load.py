@@ -18,11 +18,10 @@ from vit_jax.weights import adapt, dialects, layout, published, steps
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.dialect import Dialect, Shapes, Source
 from vit_jax.weights.formats import hf_folder, npz, orbax, safetensors
+from vit_jax.weights.prefixes import Unwrapped, unwrap
 from vit_jax.weights.report import Note, Report
 from vit_jax.weights.resolve import Place, Step, resolve
 
-Archive = npz.Archive | safetensors.Archive
-TREES = ("opt/target/", "params/img/", "params/", "")  # where flax code keeps a model; the first is taken
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # So400m, H, g, G
 HEAD_FEATURES = 64  # a head of all other published models
 
@@ -67,7 +66,7 @@ def describe(ref: str | os.PathLike[str]) -> tuple[Model, Preprocess]:
 class Opened(NamedTuple):
     """A file whose names and shapes are those of a model; no array is read yet."""
 
-    archive: Archive
+    archive: Unwrapped
     told: hf_folder.Told
     found: Translation
     model: Model  # for images of the size that its positions are stored for
@@ -75,14 +74,14 @@ class Opened(NamedTuple):
 
 
 def _open(place: Place, wish: Wish) -> Opened:
-    archive = (safetensors if place.path.suffix == ".safetensors" else npz).Archive(place.path)
+    whole = npz.Archive(place.path) if place.path.suffix == ".npz" else safetensors.opened(place.path)
     told = hf_folder.read(place.folder) if place.folder else hf_folder.Told({})
-    prefix = _prefix(archive, place.submodel)
+    archive, prefix = unwrap(whole, place.submodel)
     shapes = {name: entry.shape for name, entry in archive.entries.items()}
     try:
-        found = translate(shapes, prefix, told.heads or archive.heads or wish.heads)
-        stored_hw = archive.image_hw or told.image_hw
-        model = infer(found, told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
+        found = translate(shapes, prefix, told.heads or whole.heads or wish.heads)
+        stored_hw = whole.image_hw or told.image_hw
+        model = infer(found, whole.fields | told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
     except UserError as error:
         fail(f"{place.name}: {error}", command=f"{place.name}: {error.command}")
     channels = layout.channels(found.shapes)
@@ -97,7 +96,9 @@ def _from_file(place: Place, wish: Wish) -> Weights:
     dialect = found.dialect
     numerics = f" ({model.gelu} GELU, epsilon {model.norm_eps:g})" if dialect.numerics else ""
     report = _report(place.name, dialect.variant + numerics, params, tuple(found.sources))
-    report = dataclasses.replace(report, converted=tuple(converted), ignored=tuple(found.ignored))
+    report = dataclasses.replace(
+        report, converted=(*archive.converted, *converted), ignored=(*archive.ignored, *found.ignored)
+    )
     names = _names(told.class_names, model.classes, place.name) or published.class_names(
         place.published, model.classes
     )
@@ -119,35 +120,6 @@ def _names(told: tuple[str, ...], classes: int, name: str) -> tuple[str, ...]:
 
 def _report(source: str, dialect: str, params: dict[str, Any], loaded: tuple[str, ...]) -> Report:
     return Report(source=source, dialect=dialect, parameters=adapt.count(params), loaded=loaded)
-
-
-def _prefix(archive: Archive, submodel: str) -> str:
-    prefix = prefix_of(archive.entries, submodel)
-    if prefix is None:
-        first = ", ".join(list(archive.entries)[:3])
-        where = f" under {submodel!r}" if submodel else ""
-        fail(
-            f"{archive.path} has no patch embedding{where} among its {len(archive.entries)} arrays "
-            f"({first}, ...): give weights of a ViT, hybrid or Mixer"
-        )
-    return prefix
-
-
-def prefix_of(names: Any, submodel: str = "") -> str | None:
-    """What stands before the names of a model's body; None if there is no patch embedding among them."""
-    patches = {dialect.patch for dialect in dialects.DIALECTS}
-    found = [
-        name.removesuffix(patch)
-        for name in names
-        for patch in patches
-        if name == patch or name.endswith((f"/{patch}", f".{patch}"))
-    ]
-    if submodel:
-        wanted = [f"{tree}{submodel}/" for tree in ("params/", "opt/target/", "")]
-        wanted += [prefix for prefix in found if f".{prefix}".endswith(f".{submodel}.")]
-    else:
-        wanted = [*TREES, *(prefix for prefix in found if prefix.endswith("."))]
-    return next((prefix for prefix in wanted if prefix in found), None)
 
 
 def translate(shapes: Shapes, prefix: str, heads: int | None) -> Translation:
@@ -174,7 +146,10 @@ def translate(shapes: Shapes, prefix: str, heads: int | None) -> Translation:
             unexplained.append(array)
         else:
             sources |= {ours: Source(array, row, block) for ours, row, block in lying}
-    found = {ours: source.shape(shapes[source.array], heads) for ours, source in sources.items()}
+    found = {
+        ours: source.shape(shapes[source.array], dialect.heads_of(ours, heads))
+        for ours, source in sources.items()
+    }
     squeezed = {ours: layout.squeeze(ours, shape) for ours, shape in found.items()}
     return Translation(dialect, sources, squeezed, unexplained, ignored)
 
@@ -194,7 +169,11 @@ def _heads(dialect: Dialect, bare: Shapes) -> int:
     features = bare.get(normed[0], ()) if normed else ()
     if features and features[0] and width % features[0] == 0:
         return width // features[0]
-    heads = HEADS.get(width) or (width // HEAD_FEATURES if width % HEAD_FEATURES == 0 else 0)
+    heads = (
+        dialect.heads.get(width)
+        or HEADS.get(width)
+        or (width // HEAD_FEATURES if width % HEAD_FEATURES == 0 else 0)
+    )
     if not heads:
         untold = f"no array tells the heads of a model of width {width}"
         fail(
@@ -213,12 +192,18 @@ def infer(
 ) -> Model:
     """The model of a translated file; `numerics` are those told beside it. Raises UserError."""
     dialect = found.dialect
+    if untold := [name for name in dialect.asked if name not in numerics]:
+        fail(
+            f"no array tells model.{', model.'.join(untold)} of {dialect.label}: give a folder with an "
+            f"{hf_folder.OPEN_CLIP} or config.json beside the weights"
+        )
     quirks: dict[str, Any] = {"absent_posemb": dialect.absent_posemb, "class_slot": dialect.class_slot}
     model = layout.infer(found.shapes, **quirks, stored_hw=stored_hw, image_hw=image_hw)
-    return dataclasses.replace(model, **(dialect.numerics | numerics))
+    model = dataclasses.replace(model, **dialect.numerics)
+    return dataclasses.replace(model, **(dialect.derived(model) | numerics))
 
 
-def _check(name: str, found: Translation, wanted: Shapes, archive: Archive) -> None:
+def _check(name: str, found: Translation, wanted: Shapes, archive: Unwrapped) -> None:
     """Raise UserError with every missing, unexplained, misshapen and non-numeric array."""
     shapes, lying = found.shapes, {ours: source.array for ours, source in found.sources.items()}
     dtypes = {ours: archive.entries[array].dtype for ours, array in lying.items()}
@@ -235,7 +220,7 @@ def _check(name: str, found: Translation, wanted: Shapes, archive: Archive) -> N
         fail(f"{name} does not fit the model that its shapes tell: {'; '.join(parts)}; nothing was loaded")
 
 
-def _arrays(archive: Archive, found: Translation, heads: int) -> tuple[dict[str, Any], list[Note]]:
+def _arrays(archive: Unwrapped, found: Translation, heads: int) -> tuple[dict[str, Any], list[Note]]:
     """Our parameters, nested, and what was done to them."""
     params: dict[str, np.ndarray] = {}
     held: dict[str, np.ndarray] = {}  # an array of several parameters is read once
@@ -244,7 +229,10 @@ def _arrays(archive: Archive, found: Translation, heads: int) -> tuple[dict[str,
     for ours, source in found.sources.items():
         if source.array not in held:
             held[source.array] = archive.read(source.array)
-        array, shape = source.read(held[source.array], heads), found.shapes[ours]
+        array, shape = (
+            source.read(held[source.array], found.dialect.heads_of(ours, heads)),
+            found.shapes[ours],
+        )
         if source.block is not None:
             notes.append(Note(ours, "one block's slice of a stack"))
         if array.ndim != len(shape):

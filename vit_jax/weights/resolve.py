@@ -8,7 +8,7 @@ from vit_jax import paths
 from vit_jax.fields import fail
 from vit_jax.weights import published
 from vit_jax.weights.download import download, from_bucket
-from vit_jax.weights.formats import hf_folder, orbax
+from vit_jax.weights.formats import hf_folder, orbax, safetensors
 from vit_jax.weights.published import Published
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -18,7 +18,11 @@ PICKLED = (
 )
 
 
-FILE = re.compile(r"(.+\.(?:npz|safetensors))(?::([\w/]+))?")
+FILE = re.compile(r"(.+\.(?:npz|safetensors|safetensors\.index\.json))(?::([\w/.]+))?")
+
+
+# What open_clip calls its weights.
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
 
 class Step(NamedTuple):
@@ -76,17 +80,22 @@ def _file(ref: str) -> Place:
 def _is_model_folder(path: paths.Path) -> bool:
     """Whether `path` is a folder of transformers or timm, which has a config.json but no checkpoints."""
     ours = (path / orbax.CHECKPOINTS).exists() or (path / orbax.BEST).exists()
-    return (path / hf_folder.CONFIG).is_file() and not ours
+    told = any((path / name).is_file() for name in (hf_folder.CONFIG, hf_folder.OPEN_CLIP))
+    return told and not ours
 
 
 def _in_folder(path: paths.Path) -> Place:
-    names = (hf_folder.WEIGHTS, hf_folder.CONFIG, hf_folder.PREPROCESSOR)
+    names = (hf_folder.WEIGHTS, hf_folder.INDEX, hf_folder.CONFIG, hf_folder.PREPROCESSOR)
+    names = (*names, hf_folder.OPEN_CLIP, *OPEN_CLIP)
     folder = path if isinstance(path, Path) else from_bucket(path, names)
-    weights = folder / hf_folder.WEIGHTS
-    if not weights.is_file():
-        if list(path.glob("*.bin")):
-            fail(f"{path} has only {PICKLED}")
-        if (path / f"{hf_folder.WEIGHTS}.index.json").is_file():
-            fail(f"{path} has its weights in several files: save it again with max_shard_size='50GB'")
-        fail(f"{path} has a config.json but no {hf_folder.WEIGHTS}: give a folder with both")
-    return Place(weights, str(path), folder=folder)
+    weights, index = folder / hf_folder.WEIGHTS, folder / hf_folder.INDEX
+    weights = next((folder / name for name in OPEN_CLIP if (folder / name).is_file()), weights)
+    if weights.is_file():
+        return Place(weights, str(path), folder=folder)
+    if index.is_file():
+        if folder != path:
+            folder = from_bucket(path, (*names, *sorted(set(safetensors.shards_of(index).values()))))
+        return Place(folder / hf_folder.INDEX, str(path), folder=folder)
+    if list(path.glob("*.bin")):
+        fail(f"{path} has only {PICKLED}")
+    fail(f"{path} has a config.json but no {hf_folder.WEIGHTS}: give a folder with both")

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from vit_jax import paths
 from vit_jax.fields import fail
 from vit_jax.sections import UNTOLD, Model, Preprocess
-from vit_jax.weights import dialects, layout, load
+from vit_jax.weights import dialects, layout, load, prefixes
 from vit_jax.weights.dialect import Dialect, Flat
 from vit_jax.weights.formats import hf_folder, npz, safetensors
 
@@ -54,22 +54,26 @@ def write(
         channels = layout.channels({name: array.shape for name, array in flat.items()})
         config = hf_folder.config(model, class_names, loss, into.config, channels=channels)
     arrays = into.arrays(flat, model)
-    told = {name: getattr(model, name) for name in NUMERICS} if config else {}
+    chosen = {name: getattr(model, name) for name in into.chosen} if path.suffix == ".safetensors" else {}
+    told = chosen | ({name: getattr(model, name) for name in NUMERICS} if config else {})
     _check_told(arrays, model, into, told, set(NUMERICS) if numerics == "theirs" else set())
     if config is None:
-        _put(path, arrays, model, into)
+        _put(path, arrays, model, into, chosen)
         return
     if path.is_file():
         fail(f"{path} is a file, not a folder: name another")
     paths.make_folder(path)
-    _put(path / hf_folder.WEIGHTS, arrays, model, into)
+    _put(path / hf_folder.WEIGHTS, arrays, model, into, chosen)
     seen = hf_folder.preprocessor(preprocess or into.preprocess(model), model.image_hw)
     hf_folder.write(path, config, seen)
 
 
-def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect) -> None:
+def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect, chosen: dict[str, Any]) -> None:
     heads = model.heads if into.per_head else None
-    FORMATS[path.suffix].write(path, arrays, image_hw=model.image_hw, heads=heads)
+    told: dict[str, Any] = {"image_hw": model.image_hw, "heads": heads} | (
+        {"fields": chosen} if chosen else {}
+    )
+    FORMATS[path.suffix].write(path, arrays, **told)
 
 
 def flatten(params: Any) -> Flat:
@@ -92,7 +96,7 @@ def _check_fit(flat: Flat, model: Model) -> None:
 def _check_told(arrays: Flat, model: Model, into: Dialect, numerics: dict[str, Any], free: set[str]) -> None:
     """Raise UserError unless reading the file back would give `model`, but for the fields in `free`."""
     shapes = {name: array.shape for name, array in arrays.items()}
-    found = load.translate(shapes, load.prefix_of(shapes) or "", model.heads)
+    found = load.translate(shapes, prefixes.prefix_of(shapes) or "", model.heads)
     told = load.infer(found, numerics, stored_hw=model.image_hw, image_hw=None)
     wanted, read = dataclasses.asdict(model), dataclasses.asdict(told)
     lost = [k for k in wanted if k not in UNTOLD | free and wanted[k] != read[k]]

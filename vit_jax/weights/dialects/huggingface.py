@@ -23,7 +23,7 @@ from vit_jax.weights.dialect import (
     out,
     project,
 )
-from vit_jax.weights.dialects.timm import CROPPED, MASK
+from vit_jax.weights.dialects.timm import CROPPED, MAE, MASK
 
 Tree = dict[str, Any]
 
@@ -109,7 +109,7 @@ def _vit_config(kind: str, stem: str, teacher: str = "") -> Callable[[Model, Tre
     def config(model: Model, body: Tree, head: Tree) -> Tree:
         name = f"{stem}ForImageClassification{teacher}" if model.classes else f"{stem}Model"
         pooler = {"pooler_act": "tanh", "pooler_output_size": model.pre_logits or model.width}
-        own = {"intermediate_size": model.mlp_width, "qkv_bias": True, **pooler}
+        own = {"intermediate_size": model.mlp_width, "qkv_bias": model.qkv_bias == "all", **pooler}
         return {"model_type": kind, "architectures": [name], **body, **own, **head}
 
     return config
@@ -118,8 +118,9 @@ def _vit_config(kind: str, stem: str, teacher: str = "") -> Callable[[Model, Tre
 def _dinov2_config(model: Model, body: Tree, head: Tree) -> Tree:
     registers = {"num_register_tokens": model.registers} if model.registers else {}
     kind, stem = ("dinov2_with_registers", "Dinov2WithRegisters") if registers else ("dinov2", "Dinov2")
+    task = "ForImageClassification" if model.classes else "Model"
     own = {"use_mask_token": True, **_dinov2_mlp(model), **registers}
-    return {"model_type": kind, "architectures": [f"{stem}Model"], **body, **own, **head}
+    return {"model_type": kind, "architectures": [f"{stem}{task}"], **body, **own, **head}
 
 
 def _dinov2_mlp(model: Model) -> Tree:
@@ -152,12 +153,15 @@ VIT = Dialect(
     name="huggingface",
     variant="vit",
     rows=VIT_ROWS,
-    holds=lambda model: model.class_token and not (model.layer_scale or model.distill_token),
+    holds=lambda model: (
+        model.class_token and not (model.layer_scale or model.distill_token or model.embed_norm)
+    ),
     preprocess=lambda model: VIT_PREPROCESS,
     pack=add_class_slot,
     lacks=lambda model: ["pool/pre_logits (beside a head)"] if model.pre_logits and model.classes else [],
     prefix="vit.",
     prefixed=_classes_and_body,
+    ignored=MAE | {r"decoder\..+": "the decoder of a masked autoencoder", r"embeddings\.mask_token": MASK},
     numerics={"gelu": "exact", "norm_eps": 1e-12},
     posemb_method="bicubic",
     config=_vit_config("vit", "ViT"),
@@ -166,17 +170,27 @@ DEIT = dataclasses.replace(
     VIT,
     variant="deit",
     rows=DEIT_ROWS,
-    holds=lambda model: model.distill_token,
+    holds=lambda model: model.heads_distill,
     preprocess=lambda model: CROPPED,
     lacks=lambda model: [],
     prefix="deit.",
     config=_vit_config("deit", "DeiT", "WithTeacher"),
 )
+DEIT_ONE_HEAD = dataclasses.replace(
+    DEIT,
+    variant="deit without a second head",
+    rows=(
+        *(row for row in DEIT_ROWS if not row.ours.startswith("head")),
+        *dense("head", "classifier"),
+    ),
+    holds=lambda model: model.distill_token and not model.distill_head,
+    config=_vit_config("deit", "DeiT"),
+)
 DINOV2 = Dialect(
     name="huggingface",
     variant="dinov2",
     rows=_dinov2_rows(GELU_MLP),
-    holds=lambda model: bool(model.layer_scale) and model.mlp == "gelu",
+    holds=lambda model: bool(model.layer_scale) and model.mlp == "gelu" and model.rotary == "none",
     preprocess=lambda model: CROPPED,
     pack=add_class_slot,
     mask="embeddings.mask_token",
@@ -189,8 +203,28 @@ DINOV2_SWIGLU = dataclasses.replace(
     DINOV2,
     variant="dinov2 with SwiGLU",
     rows=_dinov2_rows(SWIGLU_MLP),
-    holds=lambda model: bool(model.layer_scale) and model.mlp == "swiglu",
+    holds=lambda model: bool(model.layer_scale) and model.mlp == "swiglu" and model.rotary == "none",
     fits=lambda shapes: "encoder.layer.0.mlp.weights_in.weight" in shapes,
+)
+
+
+def _classifier(body: Dialect, name: str, registers: bool) -> Dialect:
+    """DINOv2 with a head on the class token beside the mean of patches."""
+    return dataclasses.replace(
+        body,
+        variant=f"{body.variant}, classifier{' with registers' if registers else ''}",
+        rows=(*body.rows, *dense("head", "classifier")),
+        holds=lambda m: body.holds(m) and m.pooling == "token_gap" and bool(m.registers) == registers,
+        fits=lambda shapes: body.fits(shapes) and ("embeddings.register_tokens" in shapes) == registers,
+        prefix=f"{name}.",
+        prefixed=_classes_and_body,
+    )
+
+
+CLASSIFIERS = tuple(
+    _classifier(body, name, registers)
+    for body in (DINOV2, DINOV2_SWIGLU)
+    for name, registers in (("dinov2", False), ("dinov2_with_registers", True))
 )
 SIGLIP = Dialect(
     name="huggingface",
@@ -215,4 +249,4 @@ SIGLIP_CLASSIFIER = dataclasses.replace(
     prefixed=_classes_and_body,
     ignored=TEXT | {r"head\..+": "the classifier pools by the mean instead"},
 )
-DIALECTS = (VIT, DEIT, DINOV2, DINOV2_SWIGLU, SIGLIP, SIGLIP_CLASSIFIER)
+DIALECTS = (VIT, DEIT, DEIT_ONE_HEAD, *CLASSIFIERS, DINOV2, DINOV2_SWIGLU, SIGLIP, SIGLIP_CLASSIFIER)

@@ -4,6 +4,7 @@ A folder tells what arrays cannot: GELU, epsilon, heads, image size, class names
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,16 @@ from vit_jax.sections import LossName, Model, Preprocess
 
 Tree = dict[str, Any]
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
-GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "silu": "exact"}
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+OPEN_CLIP = "open_clip_config.json"
+GELU = {
+    "gelu": "exact",
+    "quick_gelu": "quick",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+    "silu": "exact",
+}
+ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid a class
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
 # By the image processor of transformers, what it does where the file does not say.
@@ -40,6 +50,8 @@ PROCESSORS: dict[str, Tree] = {
     "DeiT": SQUARE | {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
     "Bit": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     "CLIP": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    "DINOv3ViT": SQUARE
+    | {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
 }
 COMMON: Any = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 # Keys that say nothing of pixels, and `do_convert_rgb`, which for other images than RGB is always done here.
@@ -73,6 +85,8 @@ class Told(NamedTuple):
 
 def read(folder: Path) -> Told:
     """What config.json and preprocessor_config.json of `folder` tell. Raises UserError for a broken one."""
+    if (folder / OPEN_CLIP).exists():
+        return _open_clip(_json(folder / OPEN_CLIP))
     tree = _json(folder / CONFIG)
     if "pretrained_cfg" in tree or "architecture" in tree:
         return _timm(tree)
@@ -81,7 +95,7 @@ def read(folder: Path) -> Told:
     act = vision.get("hidden_act")
     if act is not None and act not in GELU:
         fail(f"{folder / CONFIG}: hidden_act={act} is no activation of the models here: {', '.join(GELU)}")
-    numerics: Tree = {"gelu": GELU[act]} if act in ("gelu", "gelu_new", "gelu_pytorch_tanh") else {}
+    numerics: Tree = {"gelu": GELU[act]} if act is not None and act != "silu" else {}
     if "layer_norm_eps" in vision:
         numerics["norm_eps"] = float(vision["layer_norm_eps"])
     size = vision.get("image_size")
@@ -114,7 +128,7 @@ def config(
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
-        "hidden_act": "gelu" if model.gelu == "exact" else "gelu_pytorch_tanh",
+        "hidden_act": ACTIVATIONS[model.gelu],
         "layer_norm_eps": model.norm_eps,
         "image_size": side,
         "patch_size": model.patch_size,
@@ -158,7 +172,7 @@ def preprocessor(cfg: Preprocess, image_hw: tuple[int, int]) -> Tree:
 def _preprocess(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
     """What the file says, all of it, and the size of the images that come out. Raises UserError."""
     kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "ViTImageProcessor")
-    family = kind.removesuffix("Fast").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
     if family not in PROCESSORS:
         fail(f"{path}: {kind} is no image processor here: use ViT, DeiT, Bit, CLIP or SiglipImageProcessor")
     tree = COMMON | PROCESSORS[family] | {name: value for name, value in told.items() if value is not None}
@@ -216,9 +230,31 @@ def _few(values: list[float]) -> tuple[float, ...]:
     return tuple(map(float, values[:1] if len(set(values)) == 1 else values))
 
 
+# What the name of a timm model tells beside its arrays.
+ARCHITECTURES: dict[str, Tree] = {
+    r".*": {"gelu": "exact"},
+    r".*quickgelu.*": {"gelu": "quick"},
+    r"vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|so400m_patch16_.*|giantopt_.*)": {
+        "gelu": "tanh"
+    },
+    r".*_rpn_.*": {"branch_norm": "after"},
+    r"(?!.*_rpn_).*": {"branch_norm": "before"},
+}
+TIMM_HEADS = {"vit_base_patch16_gap_224": 16}  # of an unusual width
+
+
 def _timm(tree: Tree) -> Told:
     cfg, arguments = tree.get("pretrained_cfg", {}), tree.get("model_args") or {}
-    numerics = {"gelu": "tanh"} if arguments.get("act_layer") == "gelu_tanh" else {}
+    name = str(tree.get("architecture", ""))
+    if "_rope_ape" in name or "_rope_mixed" in name:
+        fail(f"{name} is not built here, as it adds positions and turns them, or learns frequencies")
+    numerics: Tree = {}
+    for known, told in ARCHITECTURES.items() if name else ():
+        numerics |= told if re.fullmatch(known, name) else {}
+    activation = {"gelu_tanh": "tanh", "quick_gelu": "quick"}.get(str(arguments.get("act_layer")))
+    numerics |= {"gelu": activation} if activation else {}
+    pool = {"avg": "gap", "token": "token", "map": "map"}.get(str(tree.get("global_pool")))
+    numerics |= {"pooling": pool} if pool else {}
     size = cfg.get("input_size")
     fraction, mode = float(cfg.get("crop_pct", 0.9)), cfg.get("crop_mode", "center")
     resize = {"center": "crop", "squash": "squash" if fraction == 1 else "squash_crop"}.get(mode)
@@ -236,7 +272,23 @@ def _timm(tree: Tree) -> Told:
         std=_few(cfg.get("std", [0.5])),
     )
     names, hw = tuple(tree.get("label_names") or ()), tuple(size[1:]) if size else None
-    return Told(numerics, arguments.get("num_heads"), hw, names, preprocess, hw)
+    return Told(numerics, arguments.get("num_heads") or TIMM_HEADS.get(name), hw, names, preprocess, hw)
+
+
+def _open_clip(tree: Tree) -> Told:
+    model, seen = tree.get("model_cfg", {}), tree.get("preprocess_cfg", {})
+    vision = model.get("vision_cfg", {})
+    side = vision.get("image_size", 224)
+    heads = vision["width"] // vision.get("head_width", 64) if "width" in vision else None
+    preprocess = Preprocess(
+        resize="crop",
+        crop_fraction=1.0,
+        filter="pil_bicubic",
+        mean=_few(seen.get("mean", CLIP_MEAN)),
+        std=_few(seen.get("std", CLIP_STD)),
+    )
+    hw = (side, side) if isinstance(side, int) else tuple(side)
+    return Told({"gelu": "quick" if model.get("quick_gelu") else "exact"}, heads, hw, (), preprocess, hw)
 
 
 def _class_names(tree: Tree, path: Path) -> tuple[str, ...]:

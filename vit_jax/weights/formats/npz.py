@@ -8,7 +8,7 @@ import math
 import re
 import zipfile
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -75,6 +75,8 @@ class Archive:
         """(height, width) in pixels of the images the model was saved for, in files that `write` wrote."""
         match = re.match(SIZE_COMMENT.format(r"(\d{1,6})", r"(\d{1,6})") + r"(?: |$)", self._comment)
         return (int(match[1]), int(match[2])) if match else None
+
+    fields: ClassVar[dict[str, object]] = {}  # of the model, which only safetensors tell
 
     @property
     def heads(self) -> int | None:

@@ -5,8 +5,9 @@ github.com/huggingface/safetensors.
 """
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -83,6 +84,11 @@ class Archive:
         heads = self.told.get("heads")
         return int(heads) if heads else None
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of the model that readers of its family choose, in files that `write` wrote."""
+        return dict(self.told.get("fields", {}))
+
     def read(self, name: str) -> np.ndarray:
         """One array as float32."""
         entry = self.entries[name]
@@ -92,15 +98,60 @@ class Archive:
         return np.frombuffer(raw, entry.dtype).reshape(entry.shape).astype(np.float32)
 
 
+class Shards:
+    """Several safetensors files that an index names, as one archive; each array is read from its own file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError, on one line, where index and files do not fit each other."""
+        self.path, self._file = path, shards_of(path)
+        self._archives = {file: Archive(path.parent / file) for file in sorted(set(self._file.values()))}
+        lying = {name: file for file, archive in self._archives.items() for name in archive.entries}
+        wrong = sorted(n for n in self._file | lying if self._file.get(n) != lying.get(n))
+        if wrong:
+            fail(f"{path} and its files do not agree where {', '.join(wrong)} lies: get them again")
+        self.entries: dict[str, Entry] = {n: self._archives[f].entries[n] for n, f in self._file.items()}
+
+    image_hw = heads = None  # what only files of ours tell
+    fields: ClassVar[dict[str, Any]] = {}
+
+    def read(self, name: str) -> np.ndarray:
+        """One array as float32."""
+        return self._archives[self._file[name]].read(name)
+
+
+def shards_of(path: Path) -> dict[str, str]:
+    """{array: file beside the index} of an index. Raises UserError for anything else."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if files and all(re.fullmatch(r"[\w.-]+\.safetensors", file) for file in files.values()):
+            return files
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}: check the path")
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        pass
+    fail(f"{path} is no index of safetensors files, which has a weight_map of names to files beside it")
+
+
+def opened(path: Path) -> Archive | Shards:
+    """One file, or the files of an index. Raises UserError as they do."""
+    return Shards(path) if path.suffix == ".json" else Archive(path)
+
+
 def write(
-    path: paths.Path, arrays: dict[str, np.ndarray], *, image_hw: tuple[int, int], heads: int | None = None
+    path: paths.Path,
+    arrays: dict[str, np.ndarray],
+    *,
+    image_hw: tuple[int, int],
+    heads: int | None = None,
+    fields: dict[str, Any] | None = None,
 ) -> None:
     """Write float32 arrays in the order of their names, whole or not at all. Raises UserError.
 
-    Image size and heads, which no array tells, go into a line of our own in the header.
+    Image size, heads and fields that no array tells go into a line of our own in the header.
     """
     names, offset = sorted(arrays), 0
-    told = {"image_size": list(image_hw)} | ({"heads": heads} if heads else {})
+    told: dict[str, Any] = {"image_size": list(image_hw)} | ({"heads": heads} if heads else {})
+    told |= {"fields": fields} if fields else {}
     header: dict[str, Any] = {METADATA: {"format": "pt", OURS: json.dumps(told, sort_keys=True)}}
     for name in names:
         end = offset + arrays[name].nbytes
