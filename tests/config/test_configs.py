@@ -17,7 +17,10 @@ def shapes(cfg):
     return model, jax.eval_shape(init)
 
 
-@pytest.mark.parametrize(("path", "arg"), RECIPES, ids=lambda x: getattr(x, "stem", x))
+BUILT = [pytest.param(*recipe, marks=[pytest.mark.slow] if recipe[1] else []) for recipe in RECIPES]
+
+
+@pytest.mark.parametrize(("path", "arg"), BUILT, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_builds(path, arg):
     cfg = parse(path, arg)
     model, params = shapes(cfg)

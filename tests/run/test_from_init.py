@@ -74,7 +74,10 @@ def test_model_and_preprocessing_are_those_of_the_file_and_no_array_is_read(name
     assert preprocess_of(cfg.data) == weights.preprocess
 
 
-@pytest.mark.parametrize("name", ["vit_prelogits", "bigvision_map", "timm_deit", "hf_dinov2"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_prelogits", "timm_deit")]
+
+
+@pytest.mark.parametrize("name", ["bigvision_map", "hf_dinov2", *SLOW])
 def test_three_words_fine_tune_any_file_on_a_folder(name, ref, photos, tmp_path):
     path = ref(name)
     before = load.read(path)

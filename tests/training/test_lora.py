@@ -144,7 +144,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(init, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [("train.scan=true",), ("train.scan=true", "train.remat=full"), ("train.micro_batches=2",)]
+    "more",
+    [
+        ("train.scan=true", "train.remat=full"),
+        pytest.param(("train.scan=true",), marks=pytest.mark.slow),
+        pytest.param(("train.micro_batches=2",), marks=pytest.mark.slow),
+    ],
 )
 def test_other_forms_of_the_step_take_the_same_way(init, run, tmp_path, more):
     loop.run(of(init, "optim.ema=0.9", "model.dropout=0", *more, steps=3), tmp_path / "a")
