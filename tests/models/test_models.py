@@ -141,7 +141,6 @@ PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
     "qkv_bias": (SMALL, "query_value"),
     "attention_norm": (SMALL, True),
     "mlp_norm": (SMALL, True),
-    "stem_eps": (HYBRID, "timm"),
     "layer_scale": (SMALL, 0.1),
     "dropout": (SMALL, 0.1),
     "stochastic_depth": (SMALL, 0.1),

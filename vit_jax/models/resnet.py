@@ -4,8 +4,6 @@ Big Transfer's residual units (arXiv:1912.11370) in post-activation form, as in 
 Dims: b batch, h w feature map, c channels, g groups of channels, i o channels in and out.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,12 +11,8 @@ import jax.numpy as jnp
 from vit_jax.sections import Model
 
 GROUPS = 32  # flax's default, as in the published code
-# By `stem_eps`; the official code adds 1e-5 to the standard deviation itself, not to the variance.
-GROUP_NORM_EPS = {"official": 1e-6, "timm": 1e-5}
-STANDARD_DEVIATION: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "official": lambda w: w.std(axis=(0, 1, 2), keepdims=True) + 1e-5,
-    "timm": lambda w: jnp.sqrt(w.var(axis=(0, 1, 2), keepdims=True) + 1e-8),
-}
+GROUP_NORM_EPS = 1e-6  # flax's default, as in the published code
+STD_EPS = 1e-5  # added to the standard deviation itself, not to the variance: as in the published code
 
 
 class Stem(nn.Module):
@@ -31,7 +25,7 @@ class Stem(nn.Module):
         """[b, h, w, channels] to [b, h/s, w/s, stem_width * 2^(stages+1)], or stem_width without stages."""
         cfg = self.cfg
         x_bhwc = StdConv(cfg, cfg.stem_width, size=7, stride=2, name="conv_root")(x_bhwc)
-        x_bhwc = jax.nn.relu(GroupNorm(cfg, name="norm_root")(x_bhwc))
+        x_bhwc = jax.nn.relu(GroupNorm(name="norm_root")(x_bhwc))
         x_bhwc = nn.max_pool(x_bhwc, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         for i, units in enumerate(cfg.stem_blocks):
             for j in range(units):
@@ -54,19 +48,19 @@ class ResidualUnit(nn.Module):
         shortcut_bhwc = x_bhwc
         if x_bhwc.shape[-1] != out or self.stride != 1:
             shortcut_bhwc = StdConv(cfg, out, size=1, stride=self.stride, name="conv_proj")(x_bhwc)
-            shortcut_bhwc = GroupNorm(cfg, name="norm_proj")(shortcut_bhwc)
+            shortcut_bhwc = GroupNorm(name="norm_proj")(shortcut_bhwc)
         y_bhwc = StdConv(cfg, self.features, size=1, stride=1, name="conv1")(x_bhwc)
-        y_bhwc = jax.nn.relu(GroupNorm(cfg, name="norm1")(y_bhwc))
+        y_bhwc = jax.nn.relu(GroupNorm(name="norm1")(y_bhwc))
         y_bhwc = StdConv(cfg, self.features, size=3, stride=self.stride, name="conv2")(y_bhwc)
-        y_bhwc = jax.nn.relu(GroupNorm(cfg, name="norm2")(y_bhwc))
+        y_bhwc = jax.nn.relu(GroupNorm(name="norm2")(y_bhwc))
         y_bhwc = StdConv(cfg, out, size=1, stride=1, name="conv3")(y_bhwc)
         # A zero scale makes every fresh unit the identity.
-        y_bhwc = GroupNorm(cfg, scale_init=nn.initializers.zeros, name="norm3")(y_bhwc)
+        y_bhwc = GroupNorm(scale_init=nn.initializers.zeros, name="norm3")(y_bhwc)
         return jax.nn.relu(shortcut_bhwc + y_bhwc)
 
 
 class StdConv(nn.Module):
-    """Convolution by (w - mean) / std, a filter at a time, SAME padding. arXiv:1903.10520."""
+    """Convolution by (w - mean) / (std + 1e-5), a filter at a time, SAME padding. arXiv:1903.10520."""
 
     cfg: Model
     features: int
@@ -78,7 +72,7 @@ class StdConv(nn.Module):
         shape = (self.size, self.size, x_bhwc.shape[-1], self.features)
         w_hwio = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         w_hwio = w_hwio - w_hwio.mean(axis=(0, 1, 2), keepdims=True)
-        w_hwio = w_hwio / STANDARD_DEVIATION[self.cfg.stem_eps](w_hwio)
+        w_hwio = w_hwio / (w_hwio.std(axis=(0, 1, 2), keepdims=True) + STD_EPS)
         dtype = jnp.dtype(self.cfg.dtype)
         return jax.lax.conv_general_dilated(
             x_bhwc.astype(dtype),
@@ -92,7 +86,6 @@ class StdConv(nn.Module):
 class GroupNorm(nn.Module):
     """GroupNorm over space and 32 groups of channels, statistics and scaling in float32. arXiv:1803.08494."""
 
-    cfg: Model
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
@@ -103,7 +96,5 @@ class GroupNorm(nn.Module):
         y_bhwgc = x_bhwc.astype(jnp.float32).reshape(b, h, w, GROUPS, c // GROUPS)
         y_bhwgc = y_bhwgc - y_bhwgc.mean(axis=(1, 2, 4), keepdims=True)
         variance_b11g1 = jnp.square(y_bhwgc).mean(axis=(1, 2, 4), keepdims=True)
-        y_bhwc = (y_bhwgc * jax.lax.rsqrt(variance_b11g1 + GROUP_NORM_EPS[self.cfg.stem_eps])).reshape(
-            b, h, w, c
-        )
+        y_bhwc = (y_bhwgc * jax.lax.rsqrt(variance_b11g1 + GROUP_NORM_EPS)).reshape(b, h, w, c)
         return (y_bhwc * scale_c.reshape(1, 1, 1, c) + bias_c.reshape(1, 1, 1, c)).astype(x_bhwc.dtype)

@@ -88,9 +88,6 @@ class Model:
     gelu: Literal["tanh", "exact", "quick"] = field(
         "tanh", "GELU form; the official files use tanh, OpenAI's CLIP x sigmoid(1.702 x)"
     )
-    stem_eps: Literal["official", "timm"] = field(
-        "official", "epsilons of the stem, which timm chose otherwise: a relative difference of 1e-4"
-    )
     norm_eps: float = field(1e-6, "epsilon of every LayerNorm", least=0)
     head_bias: float = field(0.0, "initial bias of the zero-initialised head", **TRAINING)
     dtype: Literal["float32", "bfloat16"] = field(
@@ -160,8 +157,6 @@ class Model:
             fail(f"model.width={self.width} is not a multiple of 4, which model.posemb=sincos2d needs")
         if self.stem_width % 32:
             fail(f"model.stem_width={self.stem_width} is not a multiple of the 32 norm groups: use 64, or 0")
-        if self.stem_eps != "official" and not self.stem_width:
-            fail(f"model.stem_eps={self.stem_eps} needs model.stem_width above 0")
         if self.stem_blocks and not self.stem_width:
             fail(f"model.stem_blocks={self.stem_blocks} needs model.stem_width above 0")
 
