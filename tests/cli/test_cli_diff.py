@@ -141,7 +141,9 @@ def test_what_is_no_run_or_is_of_an_older_version_is_said(base, monkeypatch, cap
     assert (code, err[-1]) == (2, f"error: {tmp_path} is no work directory of a run: it has no config.json")
     (tmp_path / "config.json").write_text("{")
     code, _, err = call(monkeypatch, capsys, diff, base, tmp_path)
-    assert (code, "cannot be read as a run" in err[-1]) == (2, True)
+    assert (code, f"{tmp_path}/config.json cannot be read as a file of a run" in err[-1]) == (2, True)
+    code, _, err = call(monkeypatch, capsys, diff, base, base / "config.json")
+    assert (code, "is no work directory of a run" in err[-1]) == (2, True)
     shutil.copytree(base, tmp_path / "old")
     (tmp_path / "old" / "origin.json").unlink()
     assert compared(monkeypatch, capsys, base, tmp_path / "old")[0] == 0
@@ -151,4 +153,6 @@ def test_what_is_no_run_or_is_of_an_older_version_is_said(base, monkeypatch, cap
     code, out, _ = call(monkeypatch, capsys, diff, base, tmp_path / "old")
     assert (code, out.splitlines()[-1].startswith("they part at step 4, train/loss ")) == (1, True)
     (tmp_path / "old" / "metrics.jsonl").unlink()
-    assert "no step was reported by both" in call(monkeypatch, capsys, diff, base, tmp_path / "old")[1]
+    code, out, _ = call(monkeypatch, capsys, diff, base, tmp_path / "old")
+    assert (code, "no step was reported by both" in out) == (1, True)
+    assert "unknown, as are weights and data: the other has no origin.json" in out

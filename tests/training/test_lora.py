@@ -16,7 +16,7 @@ from tiny_run import tiny
 
 import vit_jax
 from vit_jax import config
-from vit_jax.cli import convert
+from vit_jax.cli import convert, info
 from vit_jax.data import sources
 from vit_jax.errors import UserError
 from vit_jax.models import build, lora
@@ -194,6 +194,22 @@ def test_a_base_that_is_gone_or_another_is_one_line(init, tmp_path):
         vit_jax.load(tmp_path / "run")
     base.write_bytes(whole)
     assert vit_jax.load(tmp_path / "run").spec.model.classes == 10
+    base.rename(tmp_path / "moved.npz")
+    longer = dataclasses.replace(cfg.train, steps=3)
+    loop.run(
+        dataclasses.replace(cfg, init=str(tmp_path / "moved.npz"), train=longer),
+        tmp_path / "run",
+        accept_change=True,
+    )
+    for kept in ("checkpoints", "best"):  # the best is of a step before
+        assert vit_jax.load(tmp_path / "run" / kept).spec.model.classes == 10
+
+
+def test_a_run_that_is_the_base_is_noted_and_info_tells_it(init, run, monkeypatch, capsys):
+    log = (run / "log.txt").read_text()
+    assert f"note: adapters need {init}/best/" in log
+    out = call(monkeypatch, capsys, info, run)[1]
+    assert f"adapters       of rank 2, merged here, beside {init}" in out
 
 
 def test_fields_that_mean_nothing_are_refused(init, one_device):
@@ -205,6 +221,7 @@ def test_fields_that_mean_nothing_are_refused(init, one_device):
             "optim.lora_kernels=^nothing",
             r"lora_kernels=.*nothing.* matches no kernel: they are named like block_0/",
         ),
+        ("optim.lora_rank=17", r"optim.lora_rank=17 is above 16, the rank of block_0/attention/key/kernel"),
         ("optim.lora_kernels=bias$", r"optim.lora_kernels=bias\$ matches no kernel"),
     ):
         with pytest.raises(UserError, match=message):

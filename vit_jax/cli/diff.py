@@ -1,11 +1,13 @@
 """Where two runs part, by how much, and what was different before: config, code, machine, weights or data."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from vit_jax import paths
 from vit_jax.cli.common import make_parser, run_command
 from vit_jax.errors import UserError
+from vit_jax.paths import Path
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.diff runs/b16 runs/b16_again
@@ -13,7 +15,7 @@ EXAMPLES = """examples:
 
 The first number that is not the same to its last digit is where the runs part. Each line above it is what
 differed when they began; a line may follow from one before it, as another seed gives other weights. The exit
-code is 0 for runs with the same numbers, 1 for others.
+code is 0 for runs with the same numbers, 1 for others, or if there is no number to compare.
 """
 KINDS = ("config", "code", "versions", "devices", "weights", "data")  # a later one may follow from an earlier
 SHOWN = 3
@@ -32,7 +34,7 @@ def main() -> int:
     runs = [_read(args.run), _read(args.other)]
     facts = {"differs": begun(*runs), "curves": parted(*(run["metrics"] for run in runs))}
     print(json.dumps(facts) if args.json else text(facts))
-    return 0 if facts["curves"]["same"] else 1
+    return 0 if facts["curves"]["same"] and facts["curves"]["compared"] else 1
 
 
 def begun(run: dict[str, Any], other: dict[str, Any]) -> dict[str, list[str]]:
@@ -42,6 +44,8 @@ def begun(run: dict[str, Any], other: dict[str, Any]) -> dict[str, list[str]]:
     was, now = run["origin"], other["origin"]
     if was is None or now is None:
         found = {"config": differences(run["config"], other["config"])}
+        untold = [f"{name} has no origin.json" for name, o in (("one", was), ("the other", now)) if o is None]
+        found["code"] = [f"unknown, as are weights and data: {' and '.join(untold)}"]
         return {kind: lines for kind, lines in found.items() if lines}
     found = {
         "config": differences(run["config"], other["config"]),
@@ -109,23 +113,29 @@ def text(facts: dict[str, Any]) -> str:
 def _read(ref: str) -> dict[str, Any]:
     """Config, origin and metrics of a work directory. Raises UserError if it is none."""
     from vit_jax.config import parse_stored
-    from vit_jax.run import origin
     from vit_jax.run.workdir import Workdir
 
     folder = Workdir(paths.of(ref))
+    with paths.reached(folder.path):
+        if not folder.config.is_file():
+            raise UserError(f"{ref} is no work directory of a run: it has no {folder.config.name}")
+        return {
+            "config": _parsed(folder.config, lambda text: parse_stored(json.loads(text))),
+            "origin": _parsed(folder.origin, json.loads) if folder.origin.is_file() else None,
+            "metrics": _parsed(folder.metrics, _rows) if folder.metrics.is_file() else [],
+        }
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    """What a file of a run holds. Raises UserError if it is damaged."""
     try:
-        with paths.reached(folder.path):
-            config = parse_stored(json.loads(folder.config.read_text()))
-            rows = folder.metrics.read_text().splitlines() if folder.metrics.is_file() else []
-            return {
-                "config": config,
-                "origin": origin.read(folder),
-                "metrics": [json.loads(row) for row in rows],
-            }
-    except FileNotFoundError as e:
-        raise UserError(f"{ref} is no work directory of a run: it has no {folder.config.name}") from e
+        return parse(path.read_text())
     except ValueError as e:
-        raise UserError(f"{ref} cannot be read as a run: {e}") from e
+        raise UserError(f"{path} cannot be read as a file of a run: {e}") from e
+
+
+def _rows(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _by_step(metrics: list[dict[str, Any]]) -> dict[tuple[int, str], Any]:
@@ -151,7 +161,8 @@ def _changed(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _weights(was: dict[str, int], now: dict[str, int]) -> list[str]:
     other = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
     shown = ", ".join(other[:SHOWN]) + (", ..." if len(other) > SHOWN else "")
-    return [f"{len(other)} of {len(was)} initial arrays differ: {shown}"] if other else []
+    count = len(was.keys() | now.keys())
+    return [f"{len(other)} of {count} initial arrays differ: {shown}"] if other else []
 
 
 def _data(was: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -78,6 +78,8 @@ def text(facts: dict[str, Any]) -> str:
             f"{t['data']['name']}, {optim['name']}, lr {optim['lr']:g}, batch {train['batch_size']}, "
             f"{train['steps'] or train['epochs']} {'steps' if train['steps'] else 'epochs'}, seed {t['seed']}"
         )
+        if optim["lora_rank"]:
+            lines["adapters"] = f"of rank {optim['lora_rank']}, merged here, beside {t['init']}"
     if facts["result"]:
         r = facts["result"]
         what, key = ("mean average precision", "eval/map") if "eval/map" in r else ("top-1", "eval/top1")

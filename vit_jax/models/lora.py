@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vit_jax.errors import UserError
 from vit_jax.models.stack import STACK
 from vit_jax.sections import Optim
 
@@ -35,6 +36,17 @@ def split(params: Any, cfg: Optim, key: jax.Array) -> tuple[Any, Any]:
         else:
             (trained if _beside(name, cfg) else base)[name] = x
     return unflatten_dict(trained, sep="/"), unflatten_dict(base, sep="/")
+
+
+def check(params: Any, cfg: Optim) -> None:
+    """Raise UserError for a rank above the smaller side of a kernel, whose product could have no more."""
+    flat: dict[str, Any] = flatten_dict(params, sep="/")
+    for name, x in flat.items():
+        if adapted(name, cfg):
+            axes = _inputs(name, x.ndim)
+            most = min(math.prod(x.shape[:axes]), math.prod(x.shape[axes:]))
+            if cfg.lora_rank > most:
+                raise UserError(f"optim.lora_rank={cfg.lora_rank} is above {most}, the rank of {name}")
 
 
 def merge(trained: Any, base: Any, cfg: Optim) -> Any:

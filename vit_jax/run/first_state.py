@@ -112,6 +112,11 @@ def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[S
         return setup.init(), Standing({})
     weights = weights or read_init(setup)
     notices.append(str(weights.report))
+    if cfg.optim.lora_rank and weights.config:
+        notices.append(
+            f"note: adapters need {weights.report.source} beside them: should that run train on, they are "
+            "lost; what `convert` makes of it, as init, stays as it is"
+        )
     was, now = dataclasses.asdict(weights.preprocess), dataclasses.asdict(spec.preprocess)
     other = " ".join(
         f"--config.data.{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}"

@@ -26,8 +26,3 @@ def write(folder: Workdir, mesh: Mesh, params: Any, ids: list[int], batch: Batch
         crc = [zlib.crc32(label.tobytes(), zlib.crc32(image.tobytes())) for image, label in rows]
         known = {"devices": meshes.describe(mesh), "params": digests, "examples": ids, "rows": crc}
         paths.write(folder.origin, json.dumps(provenance.collect() | known))
-
-
-def read(folder: Workdir) -> dict[str, Any] | None:
-    """What `write` kept, or None for a run of a version that kept nothing."""
-    return json.loads(folder.origin.read_text()) if folder.origin.is_file() else None

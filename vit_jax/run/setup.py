@@ -127,6 +127,8 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         raise UserError(f"train.best={train.best} is not measured on this data: give one of {have}")
     params = jax.eval_shape(fresh)
     tables.check(cfg.optim, params)
+    if cfg.optim.lora_rank:
+        lora.check(params, cfg.optim)
     apart = lambda params: _apart(params, cfg)
     trained, _ = jax.eval_shape(apart, params)
     if cfg.optim.lora_rank and cfg.optim.layer_decay != 1 and tables.blocks(trained) != cfg.model.depth:

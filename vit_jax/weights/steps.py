@@ -1,5 +1,6 @@
 """From one step of a run of ours to its weights: its record tells the model."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -68,13 +69,24 @@ def check_base(name: str, record: dict[str, Any], cfg: Config, digests: dict[str
     if other := [path for path, digest in record["base"].items() if digests.get(path) != digest]:
         raise UserError(
             f"{name} has adapters of other weights than init={cfg.init} now holds: {len(other)} arrays "
-            f"differ, such as {other[0]}: put back the file that the run began with"
+            f"differ, such as {other[0]}: put back what the run began with, or continue it with that as init"
         )
 
 
 def _read_base(step_dir: Path, record: dict[str, Any], model: Model, read_ref: Reader) -> Any:
     """What the adapters of a step stand beside, which is to be what its run began with."""
     cfg, _ = recorded(record)
+    try:
+        return _base_of(cfg, step_dir, record, model, read_ref)
+    except UserError:
+        now = step_dir.parent.parent / "config.json"  # of the run, which may have gone on with another init
+        again = parse_stored(json.loads(now.read_text())) if now.is_file() else cfg
+        if again.init == cfg.init:
+            raise
+    return _base_of(again, step_dir, record, model, read_ref)
+
+
+def _base_of(cfg: Config, step_dir: Path, record: dict[str, Any], model: Model, read_ref: Reader) -> Any:
     try:
         params = read_ref(cfg.init, wish_of(cfg, model)).params
     except UserError as error:
