@@ -220,7 +220,7 @@ def _draw(lines: list[dict[str, float]], path: Path) -> None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend()
+            axes.legend(loc="center right")  # to look for the best place takes long, with a warning
     part = path.with_suffix(".tmp")
     figure.savefig(part, dpi=100, format="png")
     part.replace(path)
