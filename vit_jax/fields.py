@@ -207,6 +207,11 @@ def _check(name: str, value: Any, hint: Any) -> Any:
     fail(f"{name}={value!r} is not {_wanted(hint)}")
 
 
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether one of a field's regular expressions is found in `name`."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
 def _word(word: str) -> Any:
     if word.lower() in ("true", "false"):
         return word.lower() == "true"

@@ -10,13 +10,12 @@ import json
 import math
 import os
 import sys
-import zlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from vit_jax import paths
+from vit_jax.analysis.features import digest_of
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 from vit_jax.training.multilabel import cuts
@@ -133,13 +132,13 @@ def path_of(ref: str | os.PathLike[str]) -> Path:
 
 
 def save(ref: str | os.PathLike[str], calibration: Calibration, params: Any) -> Path:
-    """Write it beside `ref`, with a checksum of the parameters that it was fitted on.
+    """Write it beside `ref`, with a digest of the parameters that it was fitted on.
 
     Raises UserError if that is no place on this machine.
     """
     try:
         path = path_of(ref)
-        tree = dataclasses.asdict(calibration) | {"params": _checksum(params)}
+        tree = dataclasses.asdict(calibration) | {"params": digest_of(params)}
         paths.write(path, json.dumps(tree) + "\n")
     except UserError as error:
         raise UserError(f"{error}: calibrate a run or a file of yours") from error
@@ -163,17 +162,9 @@ def load(ref: str | os.PathLike[str], params: Any) -> Calibration | None:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a calibration ({error}): run evaluate --calibrate again") from error
-    if tree.get("params") == _checksum(params):
+    if tree.get("params") == digest_of(params):
         return found
     print(
         f"{path} was fitted on other weights and is not used: run evaluate --calibrate again", file=sys.stderr
     )
     return None
-
-
-def _checksum(params: Any) -> int:
-    """CRC-32 of all parameters, in the order of the tree."""
-    crc = 0
-    for leaf in jax.tree.leaves(params):
-        crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
-    return crc

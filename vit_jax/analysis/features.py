@@ -161,7 +161,7 @@ class Job:
         facts = {
             "format": FORMAT,
             "model": dataclasses.asdict(self.cfg),
-            "params": _digest(np.asarray(x).tobytes() for x in jax.tree.leaves(params)),
+            "params": digest_of(params),
             "preprocess": dataclasses.asdict(self.preprocess),
             "columns": [column.name for column in self.columns],
             "data": [data.name, data.train_split if self.train else data.eval_split, data.on_error],
@@ -258,6 +258,11 @@ def save(path: Path, key: str, split: Split) -> None:
 
 def _not_writable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write --cache {folder}: {error.strerror}: choose another folder")
+
+
+def digest_of(params: Any) -> str:
+    """Of all parameters, in the order of the tree."""
+    return _digest(np.asarray(x).tobytes() for x in jax.tree.leaves(params))
 
 
 def _digest(parts: Iterable[bytes]) -> str:

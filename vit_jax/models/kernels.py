@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
-only_plain = jax.make_user_context(
-    False
-)  # which jit knows of: what it has compiled outside is not used inside
+# jit knows of it: what was compiled outside is not used inside.
+only_plain = jax.make_user_context(False)
 
 
 def plain_forms() -> contextlib.AbstractContextManager[None]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.errors import UserError
+from vit_jax.fields import matches
 from vit_jax.models.stack import STACK
 from vit_jax.sections import Optim
 
@@ -66,12 +67,11 @@ def merge(trained: Any, base: Any, cfg: Optim) -> Any:
 
 def adapted(name: str, cfg: Optim) -> bool:
     """Whether the parameter is a kernel with an adapter."""
-    return name.endswith("/kernel") and any(re.search(pattern, name) for pattern in cfg.lora_kernels)
+    return name.endswith("/kernel") and matches(cfg.lora_kernels, name)
 
 
 def _beside(name: str, cfg: Optim) -> bool:
-    matches = lambda patterns: any(re.search(pattern, name) for pattern in patterns)
-    return matches(cfg.trained or BESIDE) and not matches(cfg.frozen)
+    return matches(cfg.trained or BESIDE, name) and not matches(cfg.frozen, name)
 
 
 def _drawn(name: str, kernel: Any, cfg: Optim, key: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from vit_jax.training.step import State
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.formats import orbax
 from vit_jax.weights.load import read
-from vit_jax.weights.steps import check_base, wish_of
+from vit_jax.weights.steps import check_base, posemb_method, wish_of
 
 
 class Fixed(NamedTuple):
@@ -70,8 +70,7 @@ def read_teacher(cfg: Config) -> Weights | None:
     """The weights that `loss.teacher` names, for images of the run's size. Raises UserError."""
     if not cfg.loss.teacher:
         return None
-    posemb = None if cfg.init_posemb == "auto" else cfg.init_posemb
-    return read(cfg.loss.teacher, Wish(image_size=cfg.model.image_size, posemb_method=posemb))
+    return read(cfg.loss.teacher, Wish(image_size=cfg.model.image_size, posemb_method=posemb_method(cfg)))
 
 
 def fix(setup: Setup, teacher: Weights | None, weights: Weights | None) -> Fixed:

@@ -262,10 +262,8 @@ class _Loop:
         self.report.add(step, values)
 
     def _save(self, state: State, step: int, standing: Standing) -> None:
-        record, trees = (
-            first_state.record(self.setup, standing, self.fixed),
-            first_state.trees(self.setup, state),
-        )
+        record = first_state.record(self.setup, standing, self.fixed)
+        trees = first_state.trees(self.setup, state)
         with self.clock.spent("saving"):
             self.report.flush()  # a checkpoint of a step says that its metrics are written, too
             self.checkpoints.save(step, record, **trees)

@@ -24,7 +24,7 @@ class Workdir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.json"
+        self.config = path / orbax.CONFIG
         self.origin = path / "origin.json"  # what it began with
         self.checkpoints = path / orbax.CHECKPOINTS  # numbered steps
         self.best = path / orbax.BEST  # the one step of the best train.best

@@ -13,6 +13,7 @@ import numpy as np
 from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.errors import UserError
+from vit_jax.fields import matches
 from vit_jax.models.stack import FIRST, STACK
 from vit_jax.sections import Optim
 
@@ -43,7 +44,7 @@ def check(cfg: Optim, params: Any) -> None:
 
 def decayed(params: Any, cfg: Optim) -> Any:
     """True for the leaves that weight decay applies to."""
-    return by_name(lambda name: _matches(cfg.decayed, name), params)
+    return by_name(lambda name: matches(cfg.decayed, name), params)
 
 
 def trained(params: Any, cfg: Optim) -> Any:
@@ -53,8 +54,8 @@ def trained(params: Any, cfg: Optim) -> Any:
     """
     if cfg.lora_rank:
         return jax.tree.map(lambda _: True, params)
-    chosen = lambda name: not cfg.trained or _matches(cfg.trained, name)
-    return by_name(lambda name: chosen(name) and not _matches(cfg.frozen, name), params)
+    chosen = lambda name: not cfg.trained or matches(cfg.trained, name)
+    return by_name(lambda name: chosen(name) and not matches(cfg.frozen, name), params)
 
 
 def same_in_all_blocks(cfg: Optim, params: Any, depth: int) -> bool:
@@ -104,7 +105,3 @@ def matrices(params: Any) -> Any:
         return next(found, None)
 
     return by_name(dimensions, params)
-
-
-def _matches(patterns: tuple[str, ...], name: str) -> bool:
-    return any(re.search(pattern, name) for pattern in patterns)

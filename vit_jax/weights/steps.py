@@ -59,9 +59,14 @@ def wish_of(cfg: Config, model: Model) -> Wish:
     return Wish(
         image_size=model.image_size,
         classes=model.classes,
-        posemb_method=None if cfg.init_posemb == "auto" else cfg.init_posemb,
+        posemb_method=posemb_method(cfg),
         keep_pre_logits=bool(model.pre_logits),
     )
+
+
+def posemb_method(cfg: Config) -> str | None:
+    """How a run of `cfg` wants positions resized; None: as the family of the file does."""
+    return None if cfg.init_posemb == "auto" else cfg.init_posemb
 
 
 def check_base(name: str, record: dict[str, Any], cfg: Config, digests: dict[str, int]) -> None:
@@ -79,7 +84,7 @@ def _read_base(step_dir: Path, record: dict[str, Any], model: Model, read_ref: R
     try:
         return _base_of(cfg, step_dir, record, model, read_ref)
     except UserError:
-        now = step_dir.parent.parent / "config.json"  # of the run, which may have gone on with another init
+        now = step_dir.parent.parent / orbax.CONFIG  # of the run, which may have gone on with another init
         again = parse_stored(json.loads(now.read_text())) if now.is_file() else cfg
         if again.init == cfg.init:
             raise

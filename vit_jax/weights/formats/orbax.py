@@ -25,6 +25,7 @@ from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
 CHECKPOINTS, BEST = "checkpoints", "best"  # folders of numbered steps in that of a run
+CONFIG = "config.json"  # beside them
 PARAMS, REST, RECORD = "params", "rest", "record"
 COMMITTED = "commit_success.txt"  # in a bucket, what makes a step a finished one
 INTERRUPTED = "*.orbax-checkpoint-tmp"  # on this machine, the names of steps that are not finished
