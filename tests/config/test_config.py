@@ -222,6 +222,7 @@ def test_the_lists_of_what_may_differ_follow_from_the_roles_of_fields():
         *(
             "image_size",
             "posemb_class_slot",
+            "posemb_method",
             "dropout",
             "stochastic_depth",
             "head_bias",
@@ -231,13 +232,13 @@ def test_the_lists_of_what_may_differ_follow_from_the_roles_of_fields():
     } == sections.UNTOLD
     assert {
         *("image_size", "classes", "pre_logits", "dropout", "stochastic_depth", "head_bias", "layer_scale"),
-        "dtype",
+        *("dtype", "posemb_method"),
     } == sections.FREE
     assert sections.MIXER_ONLY == {
         **{"heads": 1, "stem_width": 0, "mlp": "gelu", "class_token": False, "distill_token": False},
         **{"registers": 0, "posemb": "none", "pooling": "gap", "pre_logits": 0, "qk_norm": False},
         **{"embed_norm": False, "rotary": "none", "rotary_grid": 0, "pool_heads": 0, "pool_mlp_width": 0},
         **{"final_norm": "tokens", "pre_logits_form": "tanh", "branch_norm": "before", "qkv_bias": "all"},
-        **{"attention_norm": False, "mlp_norm": False},
+        **{"attention_norm": False, "mlp_norm": False, "posemb_method": "official"},
         "layer_scale": 0.0,
     }

@@ -38,6 +38,11 @@ def stored(name: str, folder: Path) -> Weights:
     return read(target(name, folder))
 
 
+def untold(model: Model) -> Model:
+    """The model but for how positions are resized, which a family has and a case does not say."""
+    return dataclasses.replace(model, posemb_method="official")
+
+
 def outputs(weights: Weights, images_bhwc: np.ndarray) -> np.ndarray:
     """Logits, or the features that a head would see, through a head that is the identity."""
     model, params = weights.model, weights.params
@@ -54,7 +59,7 @@ def test_outputs_are_the_stored_ones_of_the_real_library(name, tmp_path):
     model, params, images_bhwc = case(name)
     weights = stored(name, tmp_path)
     wanted = dataclasses.replace(model, layer_scale=weights.model.layer_scale)
-    assert weights.model == wanted
+    assert untold(weights.model) == untold(wanted)
     assert_same(flatten(weights.params), flatten(params))
     got = outputs(weights, images_bhwc)
     np.testing.assert_allclose(got, np.load(STORED)[name], rtol=0, atol=ATOL)
@@ -115,7 +120,7 @@ def test_there_and_back_keeps_every_byte(name, dialect, to, tmp_path):
     files = [there] if there.is_file() else [there / "model.safetensors", there / "config.json"]
     for file in files:
         assert (again if there.is_file() else again / file.name).read_bytes() == file.read_bytes()
-    assert dialect in ("official", "big_vision") or second.model == first.model
+    assert dialect in ("official", "big_vision") or untold(second.model) == untold(first.model)
 
 
 def test_class_positions_are_merged_where_timm_has_registers_and_compute_the_same(tmp_path):
@@ -221,7 +226,9 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path):
     np.savez(tmp_path / "bare.npz", **arrays(tmp_path / "w.npz"))
     with pytest.raises(UserError, match="no array tells the heads of a model of width 96: pass heads="):
         read(tmp_path / "bare.npz")
-    assert read(tmp_path / "bare.npz", Wish(heads=3)).model == narrow
+    assert read(tmp_path / "bare.npz", Wish(heads=3)).model == dataclasses.replace(
+        narrow, posemb_method="bicubic_antialias"
+    )
 
 
 def _params(model: Any) -> dict[str, Any]:

@@ -6,9 +6,10 @@ Dims: b batch, h w pixels, c channels or classes, n tokens, d width.
 import flax.linen as nn
 import jax
 
+from vit_jax.errors import UserError
 from vit_jax.models.layers import DropPath, Mlp, Norm
 from vit_jax.models.stack import run_blocks
-from vit_jax.models.vit import Embed, Pool, head
+from vit_jax.models.vit import Embed, Pool, grid_of, head
 from vit_jax.sections import Model
 
 
@@ -24,9 +25,15 @@ class Mixer(nn.Module):
         """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
 
         Without `logits`, what the head would see: [b, d]. Raises UserError for logits without a head.
-        With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`.
+        With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`. Raises UserError for images of
+        another size than `cfg.image_size`.
         """
         cfg = self.cfg
+        if (grid_hw := grid_of(cfg, images_bhwc)) != cfg.grid_hw:
+            (h, w), (y, x) = cfg.grid_hw, grid_hw
+            raise UserError(
+                f"a Mixer of {h}x{w} patches takes no images of {y}x{x}: give {cfg.image_size} pixels"
+            )
         x_bnd = Embed(cfg, name="embed")(images_bhwc)
         x_bnd = run_blocks(self, MixerBlock, x_bnd, train=train)
         x_bnd = Norm(cfg, name="norm")(x_bnd)

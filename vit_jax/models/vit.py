@@ -4,6 +4,7 @@ Dims: b batch, h w pixels or grid, c channels or classes, n tokens, d width, p f
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.models import posemb
 from vit_jax.models.layers import Block, MapPool, Norm, affine
 from vit_jax.models.resnet import Stem
 from vit_jax.models.stack import run_blocks
@@ -33,15 +35,17 @@ class ViT(nn.Module):
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
 
-        Without `logits`, what the head would see: [b, p]. Raises UserError for logits without a head.
+        Any h and w of whole patches will do: learned positions, stored for `cfg.image_size`, are resized by
+        `cfg.posemb_method`. Without `logits`, what the head would see: [b, p]. Raises UserError for logits
+        without a head, and for pixels that make no whole patches.
         With `train=True` and a nonzero rate, needs `rngs={"dropout": key}`. With `cfg.distill_token`,
         training gives both heads' logits, (class, distillation), inference their mean (arXiv:2012.12877).
         """
         cfg = self.cfg
-        h, w = (side // cfg.stride for side in images_bhwc.shape[1:3])
+        grid_hw = grid_of(cfg, images_bhwc)
         x_bnd = Embed(cfg, name="embed")(images_bhwc)
         x_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(x_bnd)
-        block = functools.partial(Block, grid_hw=(h, w))
+        block = functools.partial(Block, grid_hw=grid_hw)
         last = functools.partial(block, first=self._read_by_heads())
         x_bnd = run_blocks(self, block, x_bnd, train=train, last=last)
         if cfg.final_norm == "tokens":
@@ -110,8 +114,11 @@ class Embed(nn.Module):
         if cfg.posemb == "sincos2d":
             pos_1nd = jnp.asarray(sincos2d(grid_hw, cfg.width))
         else:
-            shape = (1, *x_bnd.shape[1:])
-            pos_1nd = self.param("positions", nn.initializers.normal(TOKEN_STD), shape, jnp.float32)
+            slots, (h, w) = x_bnd.shape[1] - math.prod(grid_hw), cfg.grid_hw
+            shape = (1, slots + h * w, x_bnd.shape[-1])
+            stored_1nd = self.param("positions", nn.initializers.normal(TOKEN_STD), shape, jnp.float32)
+            how = {"method": cfg.posemb_method, "slots": slots}
+            pos_1nd = posemb.resize_in_program(stored_1nd, (h, w), grid_hw, **how)
         return x_bnd + pos_1nd.astype(x_bnd.dtype)
 
 
@@ -160,6 +167,16 @@ class Pool(nn.Module):
         elif cfg.pre_logits:
             x_bd = jnp.tanh(nn.Dense(cfg.pre_logits, dtype=cfg.dtype, name="pre_logits")(x_bd))
         return x_bd
+
+
+def grid_of(cfg: Model, images_bhwc: jax.Array) -> tuple[int, int]:
+    """(rows, columns) of the patches of images. Raises UserError for a size that is not of whole patches."""
+    height, width = images_bhwc.shape[1:3]
+    if height < cfg.stride or width < cfg.stride or height % cfg.stride or width % cfg.stride:
+        raise UserError(
+            f"images of {height}x{width} pixels are not whole patches of {cfg.stride} pixels: resize them"
+        )
+    return height // cfg.stride, width // cfg.stride
 
 
 def head(cfg: Model, name: str) -> Callable[[jax.Array], jax.Array]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from vit_jax.fields import check, fail, field, section
 from vit_jax.sections.data import Data, Preprocess
-from vit_jax.sections.model import FREE, MIXER_ONLY, UNTOLD, Model
+from vit_jax.sections.model import FREE, MIXER_ONLY, UNTOLD, Model, PosembMethod
 from vit_jax.sections.training import BALANCED, Loss, LossName, Optim, Train
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "LossName",
     "Model",
     "Optim",
+    "PosembMethod",
     "Preprocess",
     "Spec",
     "Train",
@@ -34,7 +35,7 @@ class Config:
 
     seed: int = field(0, "decides every random choice: parameters, order, augmentation, dropout", least=0)
     init: str = field("", "weights to start from: run, file, address or published name; empty: fresh")
-    init_posemb: Literal["auto", "official", "bilinear", "bicubic", "bicubic_antialias"] = field(
+    init_posemb: Literal["auto", PosembMethod] = field(
         "auto",
         "how positions of init are resized; auto: as its family; official: align-corners bilinear",
     )

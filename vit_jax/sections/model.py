@@ -5,6 +5,10 @@ from typing import Any, Literal
 
 from vit_jax.fields import at_least, check, fail, field, rate, with_role
 
+PosembMethod = Literal[
+    "official", "bilinear", "bicubic", "bicubic_antialias"
+]  # posemb.MATRICES has them, too
+
 # Roles of a field that says how a model is trained or used, not what it is.
 TRAINING: Any = {"in_file": False, "may_differ": True}
 
@@ -48,6 +52,12 @@ class Model:
     posemb: Literal["learned", "sincos2d", "none"] = field("learned", "position embedding", mixer="none")
     posemb_class_slot: bool = field(
         True, "learned positions cover the class token too, as in official files", in_file=False
+    )
+    posemb_method: PosembMethod = field(
+        "official",
+        "how learned positions are resized to other images' grids; official: align-corners bilinear",
+        mixer="official",
+        **TRAINING,
     )
     rotary: Literal["none", "dinov3", "eva02", "pe", "rope_vit"] = field(
         "none", "rotation of queries and keys by the position of a patch, as in the named model", mixer="none"

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.fields import fail
+from vit_jax.models import posemb
 from vit_jax.sections import Config, LossName, Model, Preprocess
-from vit_jax.weights import posemb
 from vit_jax.weights.report import Note, Report
 
 
@@ -20,7 +20,6 @@ class Weights(NamedTuple):
     class_names: tuple[str, ...]  # empty where unknown
     preprocess: Preprocess
     report: Report
-    posemb_method: str = "official"  # how the family resizes positions
     loss: LossName = "softmax"  # what turns logits into confidences
     config: Config | None = None  # that they were trained with, of a run of ours
     multi_label: bool = False  # whether they were trained on several classes an image
@@ -32,7 +31,7 @@ class Wish:
 
     image_size: int | tuple[int, int] | None = None  # positions are resized for it
     classes: int | None = None  # a head of another class count is replaced by zeros, or made where none is
-    posemb_method: str | None = None  # None: as the family of the file resizes positions
+    posemb_method: str | None = None  # None: as the model resizes positions
     keep_pre_logits: bool = True  # False: with `classes`, a hidden layer goes, and the head behind it
     heads: int | None = None  # for torch files of a width that does not tell them
 
@@ -56,13 +55,17 @@ def to(weights: Weights, wish: Wish) -> Weights:
         weights = reset_head(weights, wish.classes, keep_pre_logits=wish.keep_pre_logits)
     if wish.image_size is None:
         return weights
-    return resize(weights, wish.image_size, method=wish.posemb_method or weights.posemb_method)
+    return resize(weights, wish.image_size, method=wish.posemb_method)
 
 
-def resize(weights: Weights, image_size: int | tuple[int, int], *, method: str = "official") -> Weights:
-    """The same weights for images of another size or aspect. Raises UserError for a Mixer or a bad size."""
-    posemb.check_method(method)
+def resize(weights: Weights, image_size: int | tuple[int, int], *, method: str | None = None) -> Weights:
+    """The same weights for images of another size or aspect, by `method` or as the model has it.
+
+    Raises UserError for a Mixer or a bad size.
+    """
     old = weights.model
+    method = method or old.posemb_method
+    posemb.check_method(method)
     new = dataclasses.replace(old, image_size=image_size)
     if old.grid_hw == new.grid_hw:
         return weights._replace(model=new)

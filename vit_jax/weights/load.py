@@ -102,11 +102,11 @@ def _from_file(place: Place, wish: Wish) -> Weights:
     names = _names(told.class_names, model.classes, place.name) or published.class_names(
         place.published, model.classes
     )
-    weights = Weights(model, params, names, preprocess, report, dialect.posemb_method, told.loss)
+    weights = Weights(model, params, names, preprocess, report, told.loss)
     if wish.image_size is not None or told.seen_hw in (None, model.image_hw):
         return weights
     h, w = told.seen_hw
-    return adapt.resize(weights, h if h == w else (h, w), method=wish.posemb_method or dialect.posemb_method)
+    return adapt.resize(weights, h if h == w else (h, w), method=wish.posemb_method)
 
 
 def _names(told: tuple[str, ...], classes: int, name: str) -> tuple[str, ...]:
@@ -199,7 +199,8 @@ def infer(
         )
     quirks: dict[str, Any] = {"absent_posemb": dialect.absent_posemb, "class_slot": dialect.class_slot}
     model = layout.infer(found.shapes, **quirks, stored_hw=stored_hw, image_hw=image_hw)
-    model = dataclasses.replace(model, **dialect.numerics)
+    positions = {"posemb_method": dialect.posemb_method} if model.posemb == "learned" else {}
+    model = dataclasses.replace(model, **positions, **dialect.numerics)
     return dataclasses.replace(model, **(dialect.derived(model) | numerics))
 
 

@@ -5,13 +5,12 @@ Dims: n positions, d width, h w old grid, y x new grid.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.fields import fail
-
-Method = Literal["official", "bicubic_antialias", "bicubic", "bilinear"]
 
 
 def resize(
@@ -29,12 +28,24 @@ def resize(
     check_method(method)
     if old_hw == new_hw:
         return pos_1nd
-    matrix = MATRICES[method]
     grid_hwd = pos_1nd[0, slots:].reshape(*old_hw, -1).astype(np.float64)
-    rows_yh, columns_xw = (matrix(old, new) for old, new in zip(old_hw, new_hw, strict=True))
+    rows_yh, columns_xw = _matrices(method, old_hw, new_hw)
     grid_yxd = np.einsum("yh,xw,hwd->yxd", rows_yh, columns_xw, grid_hwd, optimize=True)
     grid_1nd = grid_yxd.reshape(1, new_hw[0] * new_hw[1], -1).astype(pos_1nd.dtype)
     return np.concatenate([pos_1nd[:, :slots], grid_1nd], axis=1)
+
+
+def resize_in_program(
+    pos_1nd: jax.Array, old_hw: tuple[int, int], new_hw: tuple[int, int], *, method: str, slots: int = 0
+) -> jax.Array:
+    """`resize` as part of a compiled program, in float32, for images of another grid than is stored."""
+    if old_hw == new_hw:
+        return pos_1nd
+    rows_yh, columns_xw = (jnp.asarray(m, jnp.float32) for m in _matrices(method, old_hw, new_hw))
+    grid_hwd = pos_1nd[0, slots:].reshape(*old_hw, -1)
+    # Not in the bfloat16 that a TPU multiplies in by default: positions are to be those of `resize`.
+    grid_yxd = jnp.einsum("yh,xw,hwd->yxd", rows_yh, columns_xw, grid_hwd, precision="highest")
+    return jnp.concatenate([pos_1nd[:, :slots], grid_yxd.reshape(1, new_hw[0] * new_hw[1], -1)], axis=1)
 
 
 def check_method(method: str) -> None:
@@ -82,6 +93,11 @@ MATRICES: dict[str, Callable[[int, int], np.ndarray]] = {
     "bicubic": bicubic,
     "bilinear": bilinear,
 }
+
+
+def _matrices(method: str, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    (h, w), (y, x) = old_hw, new_hw
+    return MATRICES[method](h, y), MATRICES[method](w, x)
 
 
 def _centres(old: int, new: int) -> np.ndarray:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from paths import GOLDEN
 
 from vit_jax.errors import UserError
-from vit_jax.weights import posemb
+from vit_jax.models import posemb
+from vit_jax.sections import PosembMethod
 
 # One rounding of float32 for values of order one; the references compute in float64 or float32.
 ATOL = 1e-6
@@ -92,4 +93,4 @@ def test_an_unknown_method_is_refused():
 
 
 def test_the_methods_are_those_of_the_type():
-    assert set(posemb.MATRICES) == set(get_args(posemb.Method))
+    assert set(posemb.MATRICES) == set(get_args(PosembMethod))
