@@ -146,19 +146,20 @@ def load(
     ref: str | os.PathLike[str],
     *,
     image_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
     classes: int | None = None,
     heads: int | None = None,
 ) -> Loaded:
     """The model of a run directory (its best step if it has one), one step, a file, a folder of transformers
     or timm, an address or a name.
 
-    `image_size` resizes the position embedding, `classes` replaces a head of another class count, or makes
-    one, `heads` is for torch files that do not tell them. The report of what was done goes to stderr, too.
-    Raises UserError.
+    `image_size` resizes the position embedding, `patch_size` that of patches, too (arXiv:2212.08013),
+    `classes` replaces a head of another class count, or makes one, `heads` is for torch files that do not
+    tell them. The report of what was done goes to stderr, too. Raises UserError.
     """
-    weights = read(ref, Wish(image_size=image_size, classes=classes, heads=heads))
+    weights = read(ref, Wish(image_size=image_size, patch_size=patch_size, classes=classes, heads=heads))
     print(weights.report, file=sys.stderr)
-    as_stored = image_size is None and classes is None
+    as_stored = image_size is None and patch_size is None and classes is None
     found = calibration.load(ref, weights.params) if as_stored else None
     spec = Spec(
         model=weights.model,

@@ -78,6 +78,7 @@ IN_THE_STEP = {
     "train.max_skipped": ({}, 3),
     "train.spike": ({}, 3.0),
     "train.micro_batches": ({}, 2),
+    "train.patch_sizes": ({}, (2, 8)),
     "train.scan": ({}, True),
     "train.remat": ({},),
 }

@@ -1,6 +1,7 @@
 """One set of parameters at any grid of patches: the numbers of weights that were loaded for that size."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ RELATIVE = 1e-6
 SIZES = [(32, 32), (24, 40), (48, 16)]
 TINY = Model(image_size=32, patch_size=8, width=16, depth=1, heads=2, mlp_width=32, classes=3)
 NO_TOKEN = {"class_token": False, "pooling": "gap"}
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     **{f"learned, {m}": {"posemb_method": m} for m in posemb.MATRICES},
     "learned, patches alone": {"posemb_class_slot": False, "registers": 2},
     "learned, two tokens": {"distill_token": True},

@@ -25,6 +25,7 @@ def main() -> None:
     )
     parser.add_argument("out", help=".npz or .safetensors file to write, or a folder (huggingface)")
     parser.add_argument("--dialect", required=True, choices=dialects.names(), help="whose layout")
+    parser.add_argument("--patch_size", type=int, help="resize the patch embedding for patches of this size")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--classes", type=int, help="reset a head of another class count")
     parser.add_argument("--heads", type=int, help="attention heads, for torch files that do not tell them")
@@ -37,7 +38,8 @@ def main() -> None:
     from vit_jax.weights.load import read
     from vit_jax.weights.save import write
 
-    wish = Wish(image_size=args.image_size, classes=args.classes, heads=args.heads)
+    sizes = {"image_size": args.image_size, "patch_size": args.patch_size}
+    wish = Wish(**sizes, classes=args.classes, heads=args.heads)
     weights = read(args.ref, wish)
     print(weights.report, file=sys.stderr)
     beside = {"preprocess": weights.preprocess, "class_names": weights.class_names, "loss": weights.loss}

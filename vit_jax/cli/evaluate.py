@@ -1,6 +1,5 @@
 """Accuracy, loss and calibration of a model on a data set, each example counted exactly once."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
+    parser.add_argument("--patch_size", type=int, help="resize the patch embedding for patches of this size")
     parser.add_argument("--table", action="store_true", help="print a line a class, the worst first")
     parser.add_argument(
         "--confusion", type=output_path(*FIGURES), help="draw the confusion matrix to this file"
@@ -60,24 +60,27 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size} must be at least 1")
-    if args.calibrate and args.image_size:
-        raise UserError("--calibrate is for the size of the model, as predict is: leave --image_size out")
+    if args.calibrate and (args.image_size or args.patch_size):
+        raise UserError(
+            "--calibrate is for the model's own sizes, as predict is: leave --image_size and --patch_size out"
+        )
 
     from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
     from vit_jax.cli import mistakes
 
-    opened = _open(args.ref, rest, args, None)
-    if opened.source.multi_label:
-        sets = evaluate_sets.report(args, opened.loaded, opened.names, opened.to, opened.batches)
+    size = {name: getattr(args, name) for name in ("batch_size", "image_size", "patch_size")}
+    here = opened(args.ref, rest, **size)
+    if here.source.multi_label:
+        sets = evaluate_sets.report(args, here.loaded, here.names, here.to, here.batches)
         print(json.dumps(sets) if args.json else evaluate_sets.text(sets, table=args.table))
         return
-    found, names = _collect(opened, keep_logits=args.calibrate)
-    data, loss = opened.data, opened.loaded.spec.loss
+    found, names = collected(here, keep_logits=args.calibrate)
+    data, loss = here.data, here.loaded.spec.loss
     facts = _facts(found, names)
     if args.compare:
         other, other_names = predictions.load(args.compare), names
         if other is None:
-            other, other_names = _collect(_open(args.compare, rest, args, data), keep_logits=False)
+            other, other_names = collected(opened(args.compare, rest, data=data, **size), keep_logits=False)
         same = [
             np.array(known)[rows.label].tolist() for known, rows in ((names, found), (other_names, other))
         ]
@@ -86,7 +89,7 @@ def main() -> None:
         facts["compare"] = {"ref": args.ref, **_compare(found, other, args.compare)}
     if args.calibrate and found.logits is not None:
         fitted = calibration.fit(found.logits, found.label, loss=loss)
-        where = calibration.save(args.ref, fitted, opened.loaded.params)
+        where = calibration.save(args.ref, fitted, here.loaded.params)
         facts["calibration"] = {"temperature": fitted.temperature, "file": str(where)}
     if args.save:
         predictions.save(args.save, found)
@@ -95,11 +98,11 @@ def main() -> None:
     if args.confusion:
         mistakes.draw_confusion(found, names, args.confusion)
     if args.worst:
-        facts["errors"] = mistakes.draw_worst(args.worst, found, names, opened.source)
+        facts["errors"] = mistakes.draw_worst(args.worst, found, names, here.source)
     print(json.dumps(facts) if args.json else _text(facts, table=args.table))
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """A model and its data: names of the data's classes, the model's number of each, (labels, logits).
 
     `at` gets the places in the split of each batch's examples as it is read.
@@ -114,16 +117,21 @@ class _Opened(NamedTuple):
     at: list[np.ndarray]
 
 
-def _open(ref: str, rest: list[str], args: argparse.Namespace, data: Any) -> _Opened:
-    """A reference on `data`, or on its own data.
-
-    Of `args` are the batch size and, for both models of a comparison, the image size.
-    """
+def opened(
+    ref: str,
+    rest: list[str],
+    *,
+    batch_size: int,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    data: Any = None,
+) -> Opened:
+    """A reference at a size, on `data`, or on its own data with fields as `rest` says. Raises UserError."""
     import vit_jax
     from vit_jax.data import sources
     from vit_jax.training.evaluate import walk
 
-    loaded = vit_jax.load(ref, image_size=args.image_size)
+    loaded = vit_jax.load(ref, image_size=image_size, patch_size=patch_size)
     loaded.need_head()
     model, cfg = loaded.model, loaded.spec.model
     if data is None:
@@ -136,14 +144,14 @@ def _open(ref: str, rest: list[str], args: argparse.Namespace, data: Any) -> _Op
     to = labels_in(loaded.spec.class_names, source.class_names, classes=cfg.classes)
     _tell_classes(source.class_names, loaded.spec.class_names, to)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
-    seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": args.batch_size}
+    seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}
     told = progress(f"evaluate {ref}: examples", source.size)
     at: list[np.ndarray] = []
     made = walk(forward, loaded.params, source, data, told=told, which=at.append, **seen)
-    return _Opened(loaded, data, source, list(source.class_names), to, made, at)
+    return Opened(loaded, data, source, list(source.class_names), to, made, at)
 
 
-def _collect(opened: _Opened, *, keep_logits: bool) -> tuple[Any, list[str]]:
+def collected(opened: Opened, *, keep_logits: bool) -> tuple[Any, list[str]]:
     """(predictions, class names of the model)."""
     from vit_jax.analysis import predictions
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train or fine-tune, plan, sweep",
     "predict": "class names and confidences of images",
     "evaluate": "accuracy, calibration, confusion and comparison on a data set",
+    "frontier": "accuracy beside time of one checkpoint at several patch and image sizes",
     "attention": "pictures of what a model looks at",
     "embed": "features of images, to a file",
     "demo": "a web page: drop images, see classes, attention and nearest images",

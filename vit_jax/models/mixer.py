@@ -29,12 +29,12 @@ class Mixer(nn.Module):
         another size than `cfg.image_size`.
         """
         cfg = self.cfg
-        if (grid_hw := grid_of(cfg, images_bhwc)) != cfg.grid_hw:
+        if (grid_hw := grid_of(cfg, images_bhwc, cfg.patch_size)) != cfg.grid_hw:
             (h, w), (y, x) = cfg.grid_hw, grid_hw
             raise UserError(
                 f"a Mixer of {h}x{w} patches takes no images of {y}x{x}: give {cfg.image_size} pixels"
             )
-        x_bnd = Embed(cfg, name="embed")(images_bhwc)
+        x_bnd = Embed(cfg, cfg.patch_size, name="embed")(images_bhwc)
         x_bnd = run_blocks(self, MixerBlock, x_bnd, train=train)
         x_bnd = Norm(cfg, name="norm")(x_bnd)
         x_bd = Pool(cfg, name="pool")(x_bnd, train=train)

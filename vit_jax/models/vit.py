@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models import posemb
+from vit_jax.models import flexi, posemb
 from vit_jax.models.layers import Block, MapPool, Norm, affine
 from vit_jax.models.resnet import Stem
 from vit_jax.models.stack import run_blocks
@@ -23,11 +23,16 @@ TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
 
 
 class ViT(nn.Module):
-    """Images to logits, or to features. `scan` and `remat` are those of `sections.Train`."""
+    """Images to logits, or to features. `scan` and `remat` are those of `sections.Train`.
+
+    `patch_size`, if not 0, is used in place of that of `cfg`, from the same parameters (arXiv:2212.08013):
+    `model.clone(patch_size=8).apply(...)`.
+    """
 
     cfg: Model
     scan: bool = False
     remat: str = "none"
+    patch_size: int = 0
 
     @nn.compact
     def __call__(
@@ -42,8 +47,9 @@ class ViT(nn.Module):
         training gives both heads' logits, (class, distillation), inference their mean (arXiv:2012.12877).
         """
         cfg = self.cfg
-        grid_hw = grid_of(cfg, images_bhwc)
-        x_bnd = Embed(cfg, name="embed")(images_bhwc)
+        patch_size = self.patch_size or cfg.patch_size
+        grid_hw = grid_of(cfg, images_bhwc, patch_size)
+        x_bnd = Embed(cfg, patch_size, name="embed")(images_bhwc)
         x_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(x_bnd)
         block = functools.partial(Block, grid_hw=grid_hw)
         last = functools.partial(block, first=self._read_by_heads())
@@ -70,16 +76,17 @@ class Embed(nn.Module):
     """Images to tokens [class, distillation, registers, patches]: stem, patch embedding, positions.
 
     Positions are those of the patches, and of class and distillation token where `posemb_class_slot` says so;
-    registers have none (arXiv:2309.16588).
+    registers have none (arXiv:2309.16588). `patch_size` may be another than that of `cfg`.
     """
 
     cfg: Model
+    patch_size: int
 
     @nn.compact
     def __call__(self, images_bhwc: jax.Array) -> jax.Array:
         cfg = self.cfg
         x_bhwc = Stem(cfg, name="stem")(images_bhwc) if cfg.stem_width else images_bhwc
-        x_bhwd = Patch(cfg, name="patch")(x_bhwc)
+        x_bhwd = Patch(cfg, self.patch_size, name="patch")(x_bhwc)
         b, h, w, d = x_bhwd.shape
         x_bnd = x_bhwd.reshape(b, h * w, d)
         covers_class = cfg.posemb == "learned" and cfg.class_token and cfg.posemb_class_slot
@@ -125,16 +132,19 @@ class Embed(nn.Module):
 class Patch(nn.Module):
     """x W + a of each p x p patch, [b, h, w, c] to [b, h/p, w/p, d]: nn.Conv's parameters and initial values.
 
-    One matrix product. Pixels beyond the last whole patch are left out.
+    One matrix product. W is stored for the patches of `cfg`, and resized to those of `patch_size`.
     """
 
     cfg: Model
+    patch_size: int
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        d, p, (b, *image_hw, c) = self.cfg.width, self.cfg.patch_size, x_bhwc.shape
+        d, p, (b, *image_hw, c) = self.cfg.width, self.patch_size, x_bhwc.shape
         h, w = (side // p for side in image_hw)
-        kernel_ppcd = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, d), jnp.float32)
+        shape = (self.cfg.patch_size, self.cfg.patch_size, c, d)
+        stored_ppcd = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        kernel_ppcd = flexi.resize_in_program(stored_ppcd, p)
         biased = self.cfg.patch_bias
         bias_d = self.param("bias", nn.initializers.zeros, (d,), jnp.float32) if biased else None
         x_bhpwpc = x_bhwc[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
@@ -169,14 +179,14 @@ class Pool(nn.Module):
         return x_bd
 
 
-def grid_of(cfg: Model, images_bhwc: jax.Array) -> tuple[int, int]:
+def grid_of(cfg: Model, images_bhwc: jax.Array, patch_size: int) -> tuple[int, int]:
     """(rows, columns) of the patches of images. Raises UserError for a size that is not of whole patches."""
-    height, width = images_bhwc.shape[1:3]
-    if height < cfg.stride or width < cfg.stride or height % cfg.stride or width % cfg.stride:
+    (height, width), stride = images_bhwc.shape[1:3], cfg.stride // cfg.patch_size * patch_size
+    if height < stride or width < stride or height % stride or width % stride:
         raise UserError(
-            f"images of {height}x{width} pixels are not whole patches of {cfg.stride} pixels: resize them"
+            f"images of {height}x{width} pixels are not whole patches of {stride} pixels: resize them"
         )
-    return height // cfg.stride, width // cfg.stride
+    return height // stride, width // stride
 
 
 def head(cfg: Model, name: str) -> Callable[[jax.Array], jax.Array]:

@@ -53,8 +53,21 @@ class Config:
             fail(
                 f"optim.lora_rank={self.optim.lora_rank} trains adapters of weights that are there: set init"
             )
+        self._check_patch_sizes()
         if self.data.balance and self.loss.class_weights == BALANCED:
             fail("data.balance and loss.class_weights=balanced would make up for rare classes twice: use one")
+
+    def _check_patch_sizes(self) -> None:
+        sizes, model = self.train.patch_sizes, self.model
+        if sizes and model.family == "mixer":
+            fail(f"train.patch_sizes={sizes} is not for model.family=mixer, whose count of patches is fixed")
+        for size in sizes:
+            stride = model.stride // model.patch_size * size
+            if any(px % stride for px in model.image_hw):
+                fail(
+                    f"train.patch_sizes={sizes}: model.image_size={model.image_size} is not a multiple of "
+                    f"{stride} pixels: leave {size} out, or choose another image size"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

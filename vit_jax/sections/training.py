@@ -103,6 +103,9 @@ class Train:
     max_skipped: int = field(0, "steps that are not finite to skip before the run stops", least=0)
     spike: float = field(0.0, "skip steps whose loss is above this many times the usual; 0: none", least=0)
     micro_batches: int = field(1, "parts of a batch, computed one after another to save memory", least=1)
+    patch_sizes: tuple[int, ...] = field(
+        (), "draw the patch size of each step from these, as FlexiViT; empty: that of the model", least=1
+    )
     scan: bool = field(False, "train one compiled block over all layers: quick to compile at any depth")
     remat: Literal["none", "full", "dots"] = field(
         "none", "what training computes twice to save memory: nothing, blocks, blocks but for weight products"

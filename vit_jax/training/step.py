@@ -20,7 +20,7 @@ from vit_jax.training.losses import in_top, in_top_of
 from vit_jax.training.mixing import Examples, prepare
 from vit_jax.training.optim import follow
 
-DROPOUT, MIX = 0, 1  # streams of random numbers that never meet
+DROPOUT, MIX, PATCH = 0, 1, 2  # streams of random numbers that never meet
 USUAL_DECAY = 0.98  # of the usual loss: a mean over about 50 steps
 SPIKE_AFTER = 50  # steps before a loss is compared with the usual one
 
@@ -110,7 +110,8 @@ def train_step(
 
     Where examples may be of several classes, `label` is uint8 [b, classes], 1 at each of them.
 
-    Dropout and mixing are drawn from `(seed, step)`: the step may be repeated anywhere with the same result.
+    Dropout, mixing and the size of patches are drawn from `(seed, step)`: the step may be repeated anywhere
+    with the same result.
     A step with a bad loss or gradient changes nothing but the count of skipped steps. The one that follows
     `train.max_skipped` of them halts: the state stays as it was before that step, whatever comes after.
     """
@@ -120,9 +121,13 @@ def train_step(
     examples = prepare(batch, classes, key=mix, cfg=recipe.loss, class_weights=recipe.class_weights)
     total = jnp.maximum(examples.weight.sum(), 1.0)
     fixed = {"teacher_params": teacher_params, "base_params": base_params}
-    objective = functools.partial(_loss, total=total, recipe=recipe, **fixed)
     dropout = jax.random.fold_in(key, DROPOUT)
-    grads, sums = _gradient(objective, state.params, examples, key=dropout, recipe=recipe)
+
+    def gradient(model: nn.Module) -> tuple[Any, Sums]:
+        objective = functools.partial(_loss, total=total, model=model, recipe=recipe, **fixed)
+        return _gradient(objective, state.params, examples, key=dropout, recipe=recipe)
+
+    grads, sums = _at_drawn_patches(gradient, recipe, jax.random.fold_in(key, PATCH))
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     begins = state.step % recipe.train.log_every == 0
@@ -136,12 +141,29 @@ def train_step(
     return _guarded(state, stepped, sound, recipe.train.max_skipped)
 
 
+def _at_drawn_patches(
+    gradient: Callable[[nn.Module], tuple[Any, Sums]], recipe: Recipe, key: jax.Array
+) -> tuple[Any, Sums]:
+    """`gradient` of the model at one of `train.patch_sizes`, drawn by `key`; each is compiled once.
+
+    The choice is around the whole gradient: what each keeps for its backward pass is kept by it alone.
+    """
+    sizes = recipe.train.patch_sizes
+    if not sizes:
+        return gradient(recipe.model)
+    drawn = jax.random.randint(key, (), 0, len(sizes))
+    return jax.lax.switch(
+        drawn, [functools.partial(gradient, recipe.model.clone(patch_size=size)) for size in sizes]
+    )
+
+
 def _loss(
     params: Any,
     part: Examples,
     key: jax.Array,
     *,
     total: jax.Array,
+    model: nn.Module,
     recipe: Recipe,
     teacher_params: Any,
     base_params: Any,
@@ -149,7 +171,7 @@ def _loss(
     """The share of a micro-batch in the mean loss over a batch of weight `total`, and its sums."""
     params = lora.merge(params, base_params, recipe.optim) if recipe.optim.lora_rank else params
     image_bhwc = normalise(part.pixels, recipe.preprocess)
-    logits: Any = recipe.model.apply({"params": params}, image_bhwc, train=True, rngs={"dropout": key})
+    logits: Any = model.apply({"params": params}, image_bhwc, train=True, rngs={"dropout": key})
     teacher_bc: Any = None
     if recipe.teacher:
         teacher_bhwc = normalise(part.pixels, recipe.teacher.preprocess)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.fields import fail
-from vit_jax.models import posemb
+from vit_jax.models import flexi, posemb
 from vit_jax.sections import Config, LossName, Model, Preprocess
 from vit_jax.weights.report import Note, Report
 
@@ -30,6 +30,7 @@ class Wish:
     """How stored weights are wanted; without arguments, as they are. Raises UserError for what cannot be."""
 
     image_size: int | tuple[int, int] | None = None  # positions are resized for it
+    patch_size: int | None = None  # the patch embedding is resized for it, and positions
     classes: int | None = None  # a head of another class count is replaced by zeros, or made where none is
     posemb_method: str | None = None  # None: as the model resizes positions
     keep_pre_logits: bool = True  # False: with `classes`, a hidden layer goes, and the head behind it
@@ -40,6 +41,8 @@ class Wish:
             posemb.check_method(self.posemb_method)
         if not isinstance(self.image_size, int | tuple | None):
             fail(f"image_size={self.image_size!r} is neither a number of pixels nor (height, width)")
+        if self.patch_size is not None and self.patch_size < 1:
+            fail(f"patch_size={self.patch_size} must be at least 1")
 
     @property
     def image_hw(self) -> tuple[int, int] | None:
@@ -53,20 +56,28 @@ def to(weights: Weights, wish: Wish) -> Weights:
     dropped = bool(weights.model.pre_logits) and not wish.keep_pre_logits
     if wish.classes is not None and (wish.classes != weights.model.classes or dropped):
         weights = reset_head(weights, wish.classes, keep_pre_logits=wish.keep_pre_logits)
-    if wish.image_size is None:
-        return weights
-    return resize(weights, wish.image_size, method=wish.posemb_method)
+    old = weights.model
+    size, patch = wish.image_size or old.image_size, wish.patch_size or old.patch_size
+    return resize(weights, size, patch_size=patch, method=wish.posemb_method)
 
 
-def resize(weights: Weights, image_size: int | tuple[int, int], *, method: str | None = None) -> Weights:
-    """The same weights for images of another size or aspect, by `method` or as the model has it.
+def resize(
+    weights: Weights,
+    image_size: int | tuple[int, int],
+    *,
+    patch_size: int | None = None,
+    method: str | None = None,
+) -> Weights:
+    """The same weights for images of another size or aspect, or for patches of another size.
 
-    Raises UserError for a Mixer or a bad size.
+    Positions are resized by `method` or as the model has it, the patch embedding by flexi.resize. Raises
+    UserError for a Mixer or a bad size.
     """
     old = weights.model
     method = method or old.posemb_method
     posemb.check_method(method)
-    new = dataclasses.replace(old, image_size=image_size)
+    new = dataclasses.replace(old, image_size=image_size, patch_size=patch_size or old.patch_size)
+    weights = _repatched(weights, new.patch_size)
     if old.grid_hw == new.grid_hw:
         return weights._replace(model=new)
     if old.family == "mixer":
@@ -83,6 +94,19 @@ def resize(weights: Weights, image_size: int | tuple[int, int], *, method: str |
     note = Note("embed/positions", f"{_by(old.grid_hw)} to {_by(new.grid_hw)} by {method}")
     report = dataclasses.replace(weights.report, resized=(*weights.report.resized, note))
     return weights._replace(model=new, params=weights.params | {"embed": embed}, report=report)
+
+
+def _repatched(weights: Weights, patch_size: int) -> Weights:
+    old = weights.model.patch_size
+    if old == patch_size:
+        return weights
+    embed = weights.params["embed"]
+    patch = embed["patch"] | {"kernel": flexi.resize(embed["patch"]["kernel"], patch_size)}
+    note = Note(
+        "embed/patch/kernel", f"{old}x{old} to {patch_size}x{patch_size} pixels by the pseudo-inverse"
+    )
+    report = dataclasses.replace(weights.report, resized=(*weights.report.resized, note))
+    return weights._replace(params=weights.params | {"embed": embed | {"patch": patch}}, report=report)
 
 
 def reset_head(weights: Weights, classes: int, *, keep_pre_logits: bool = True) -> Weights:
