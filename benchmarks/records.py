@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import shlex
 import statistics
 import subprocess
@@ -81,19 +82,28 @@ def command_of(reference: str, folder: Path, seed: int, rest: Sequence[str]) -> 
 
 
 def train(folder: Path, command: list[str]) -> None:
-    """Run `command` to its end and add what it took to cost.jsonl. Raises UserError if it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    folder.mkdir(parents=True, exist_ok=True)
-    cost = {
-        "minutes": (time.perf_counter() - started) / 60,
-        "cpu_minutes": (usage.ru_utime + usage.ru_stime) / 60,
-    }
-    with (folder / "cost.jsonl").open("a") as file:
-        file.write(json.dumps(cost) + "\n")
-    if code := os.waitstatus_to_exitcode(status):
+    """Run `command` to its end and add what it took to cost.jsonl, also after Ctrl-C.
+
+    Raises UserError if it fails.
+    """
+    started, before = time.perf_counter(), cpu_minutes()
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT) as process:
+        try:
+            code = process.wait()
+        finally:
+            process.wait()  # of Ctrl-C it has heard itself, and ends with a checkpoint
+            cost = {"minutes": (time.perf_counter() - started) / 60, "cpu_minutes": cpu_minutes() - before}
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "cost.jsonl").open("a") as file:
+                file.write(json.dumps(cost) + "\n")
+    if code:
         raise UserError(f"{shlex.join(command)} ended with {code}: the same command continues")
+
+
+def cpu_minutes() -> float:
+    """What all processes that this one started and saw end have taken of the processors."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (usage.ru_utime + usage.ru_stime) / 60
 
 
 def make(
