@@ -19,5 +19,6 @@ def get_config(arg: str = "") -> Any:
     if arg not in ("", "scratch", "finetune"):
         raise UserError(f"no recipe {arg!r}: use scratch or finetune")
     if arg == "finetune":
-        return recipes.transfer("cifar10", lr=3e-3, steps=10_000, warmup_steps=500, train_split="train[:98%]")
+        split = {"train_split": "train[:98%]", "crop": "window"}
+        return recipes.transfer("cifar10", lr=3e-3, steps=10_000, warmup_steps=500, **split)
     return recipes.cifar("cifar10")

@@ -125,19 +125,21 @@ def finetune(c: Any, px: int = 384) -> None:
     c.train.update(steps=20_000, batch_size=512, eval_every=1000, checkpoint_every=500)
 
 
-def transfer(name: str, *, lr: float, steps: int, warmup_steps: int, train_split: str) -> Any:
+def transfer(
+    name: str, *, lr: float, steps: int, warmup_steps: int, train_split: str, crop: str = "inception"
+) -> Any:
     """AugReg's B/32 on a small data set at 384 px, as big_vision's transfer.py does it after AugReg.
 
     SGD with momentum 0.9, in batches of 512, no weight decay (arXiv:2010.11929 table 4, which lists the same
-    steps). Crops are inception crops, which transfer.py takes for flowers and pets; for CIFAR it takes
-    windows of 384 of 448 px. The warm-up is a share, so that it shrinks with the run.
+    steps). `crop` is data.augment: inception, or window, of 384 of 448 px. The warm-up is a share, so that it
+    shrinks with the run.
     """
     c = config.default()
     c.init = "augreg/B_32"
     c.model.update(variants.model("B/32"), dtype="bfloat16")
     finetune(c)
     c.data.update(name=name, train_split=train_split, eval_split="test")
-    c.data.update(resize="crop", crop_fraction=384 / 448)
+    c.data.update(resize="crop", crop_fraction=384 / 448, augment=crop)
     c.optim.update(lr=lr, warmup_steps=warmup_steps / steps)
     c.train.update(steps=steps, eval_every=100, checkpoint_every=500)
     return c

@@ -26,14 +26,15 @@ TRANSFER = VIT_FINETUNE | {
     "init": "augreg/B_32",
     "data.resize": "crop",
     "data.crop_fraction": 384 / 448,
-    "data.augment": "inception",
     "data.flip": True,
     "data.eval_split": "test",
     "model.patch_size": 32,
     "model.width": 768,
 }
 CIFAR_TRANSFER = TRANSFER | {"train.steps": 10_000, "warm-up": 500, "data.train_split": "train[:98%]"}
+CIFAR_TRANSFER |= {"data.augment": "window"}
 SMALL_TRANSFER = TRANSFER | {"train.steps": 500, "warm-up": 100, "data.train_split": "train[:90%]"}
+SMALL_TRANSFER |= {"data.augment": "inception"}
 
 # arXiv:2106.10270 section 3.4: Adam, batch 4096, cosine after 10k steps, clip 1; big_vision's vit_i1k.py:
 # 300 epochs, lr 1e-3, decay 1e-4 not scaled by it, momentum in bfloat16, two operations of RandAugment.
