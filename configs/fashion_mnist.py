@@ -2,7 +2,7 @@
 
     python train.py --config configs/fashion_mnist.py --workdir runs/fashion_mnist
 
-docs/data.md has how to prepare the data, docs/results.md what it reaches.
+docs/data.md has how to prepare the data. Not yet measured to the end: docs/results.md has what was tried.
 """
 
 from typing import Any
@@ -17,6 +17,6 @@ def get_config(arg: str = "") -> Any:
     c.model.update(width=128, depth=2, heads=4, mlp_width=256)
     c.model.update(class_token=False, pooling="gap", posemb="sincos2d")
     c.data.update(name="fashion_mnist", channels=1, augment="pad", pad_px=2, cache_gib=0.5, threads=1)
-    c.optim.update(name="adamw", lr=3e-3, warmup_steps=0.05, weight_decay=0.05, clip_norm=1.0)
+    c.optim.update(name="muon", lr=3e-3, warmup_steps=0.05, weight_decay=0.05, clip_norm=1.0)
     c.train.update(epochs=10.0, batch_size=128, eval_batch_size=500, eval_every=1407, checkpoint_every=469)
     return c
