@@ -12,5 +12,5 @@ from vit_jax import recipes
 
 
 def get_config(arg: str = "") -> Any:
-    """`arg` is train (ImageNet-1k from scratch) or finetune (384 px)."""
+    """`arg` is train, augreg (both ImageNet-1k from scratch) or finetune (384 px)."""
     return recipes.imagenet("B/32", arg)

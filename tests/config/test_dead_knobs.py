@@ -93,7 +93,7 @@ IN_THE_BATCHES = {
     "data.train_split": ({}, "other"),
     "data.eval_split": ({}, "test"),
     "data.balance": ({}, True),
-    "data.augment": ({},),
+    "data.augment": ({"data.resize": "crop"},),
     "data.pad_px": ({"data.augment": "pad"}, 3),
     "data.min_area": ({}, 0.9),
     "data.flip": ({}, False),

@@ -16,13 +16,14 @@ from config_files import RECIPES, parse
 from paths import GOLDEN
 
 from vit_jax import fields, sections
+from vit_jax.data import sources
 from vit_jax.models import build
 from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, tables
 
 TEXTS = GOLDEN / "configs"
 # Training examples, classes.
-DATA = {"imagenet2012": (1_281_167, 1000), "digits": (1_438, 10), "folder": (2_000, 10)}
+DATA = {**sources.PUBLISHED, "digits": (1_438, 10), "folder": (2_000, 10)}
 RENEW = "if intended, renew it: pytest -n 0 tests/config/test_golden_configs.py --golden-update"
 MOST_LINES = 90  # of a text, so that a person reviews it
 

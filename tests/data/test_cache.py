@@ -70,7 +70,8 @@ def batches(cfg: Data, train: Source, evaluation: Source) -> list[loader.Batch]:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize(
-    ("augment", "resizer"), [("inception", "fast"), ("inception", "exact"), ("none", "close")]
+    ("augment", "resizer"),
+    [("inception", "fast"), ("inception", "exact"), ("window", "close"), ("none", "close")],
 )
 def test_batches_are_those_without_a_cache(photos, augment, resizer, channels):
     told = {
@@ -80,7 +81,7 @@ def test_batches_are_those_without_a_cache(photos, augment, resizer, channels):
         "resizer": resizer,
         "channels": channels,
     }
-    told |= {"erase": 0.5, "threads": 3}
+    told |= {"erase": 0.5, "threads": 3, "resize": "crop"}
     plain, cached = Data(**told), Data(**told, cache_gib=1)
     want, have = (batches(cfg, *opened(cfg)) for cfg in (plain, cached))
     assert len(have) == len(want) == (EPOCHS + 2) * 2

@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 from vit_jax.data import augment, transforms
 from vit_jax.data.decode import Encoded
 from vit_jax.data.resize import resize, resize_box
+from vit_jax.errors import UserError
 from vit_jax.sections import Data, Preprocess
 
 PILLOW = {"pil_bilinear": Image.Resampling.BILINEAR, "pil_bicubic": Image.Resampling.BICUBIC}
@@ -137,6 +138,24 @@ def test_predictions_on_pillow_images_are_those_on_files() -> None:
             for p in (Encoded(data, ""), Image.open(io.BytesIO(data)))
         ]
         np.testing.assert_array_equal(*pair)
+
+
+@pytest.mark.parametrize("resize_mode", ["crop", "squash_crop"])
+@pytest.mark.parametrize("resizer", ["exact", "close"])
+def test_a_window_is_any_part_of_what_evaluation_takes_the_centre_of(resize_mode: str, resizer: str) -> None:
+    cfg = Data(augment="window", flip=False, resize=resize_mode, crop_fraction=0.5, resizer=resizer)
+    image_hwc = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)  # of the size before the crop
+    parts = {image_hwc[i : i + 4, j : j + 4].tobytes() for i in range(5) for j in range(5)}
+    draw = lambda seed: transforms.for_training(image_hwc, cfg, (4, 4), np.random.default_rng(seed)).tobytes()
+    assert {
+        draw(seed) for seed in range(300)
+    } == parts  # one is missing with a chance of 25 (24/25)^300: 1e-4
+    assert transforms.for_evaluation(image_hwc, cfg, (4, 4)).tobytes() == image_hwc[2:6, 2:6].tobytes()
+
+
+def test_a_window_without_a_choice_is_refused() -> None:
+    with pytest.raises(UserError, match=r"set data\.resize=crop"):
+        Data(augment="window")
 
 
 @given(h=st.integers(1, 9), w=st.integers(1, 9), pad_px=st.integers(0, 12), seed=st.integers(0, 2**32))

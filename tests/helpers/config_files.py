@@ -8,7 +8,16 @@ FILES = sorted(Path("configs").glob("*.py"))
 ARGS = {
     "quickstart": [""],
     "textile": [""],
+    "fashion_mnist": [""],
+    "flowers": [""],
+    "pets": [""],
     "from_init": ["tests/golden/vit_token.npz"],
+    "vit_ti16": ["", "finetune", "augreg"],
+    "vit_s32": ["", "finetune", "augreg"],
+    "vit_s16": ["", "finetune", "augreg", "plain", "deit3"],
+    "vit_b32": ["", "finetune", "augreg"],
+    "vit_b16": ["", "finetune", "augreg", "deit3", "deit3_224"],
+    "vit_l16": ["", "finetune", "augreg"],
 }  # of all others: both recipes
 RECIPES = [(path, arg) for path in FILES for arg in ARGS.get(path.stem, ["", "finetune"])]
 

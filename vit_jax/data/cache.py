@@ -27,7 +27,7 @@ def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -
     """
     if not cfg.cache_gib:
         return source
-    random_crops = train and cfg.augment == "inception"
+    random_crops = train and cfg.augment in ("inception", "window")
 
     def fixed(index: int) -> tuple[Picture, Label]:
         picture, label = source.get(index)

@@ -34,6 +34,13 @@ def for_evaluation(picture: Picture, cfg: Preprocess, image_hw: tuple[int, int])
     """
     if isinstance(picture, Cropped):
         return picture.view(np.ndarray)
+    return _window(picture, cfg, image_hw)
+
+
+def _window(
+    picture: Picture, cfg: Preprocess, image_hw: tuple[int, int], rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """The centre of the resized picture, or with `rng` a window drawn evenly."""
     h, w = image_hw
     height, width = size_hw(picture)
     scale = max(h / height, w / width) / cfg.crop_fraction
@@ -42,6 +49,8 @@ def for_evaluation(picture: Picture, cfg: Preprocess, image_hw: tuple[int, int])
         share = cfg.crop_fraction if cfg.resize == "squash_crop" else 1.0
         big_h, big_w = round(h / share), round(w / share)
     top, left = (big_h - h) // 2, (big_w - w) // 2
+    if rng is not None:
+        top, left = int(rng.integers(big_h - h + 1)), int(rng.integers(big_w - w + 1))
     if cfg.resizer == "exact" or cfg.filter not in SIMD_FILTERS:
         image_hwc, _ = read(picture, cfg.channels)
         image_hwc = resize(image_hwc, (big_h, big_w), filter=cfg.filter, exact=True)
@@ -56,6 +65,8 @@ def for_training(
     """Crop as `cfg.augment` says, then all of `operations(cfg)`."""
     if cfg.augment == "inception":
         image_hwc = inception_crop(picture, cfg, image_hw, rng)
+    elif cfg.augment == "window":
+        image_hwc = _window(picture, cfg, image_hw, rng)
     else:
         image_hwc = for_evaluation(picture, cfg, image_hw)
     for operation in operations(cfg):

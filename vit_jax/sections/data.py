@@ -53,8 +53,10 @@ class Data(Preprocess):
     )
     on_error: Literal["error", "skip"] = field("error", "unreadable example: stop, or weigh it 0 and log it")
     balance: bool = field(False, "draw each class as often as any other: rare ones come again sooner")
-    augment: Literal["none", "pad", "inception"] = field(
-        "inception", "training crop: none (as evaluation), shift by up to pad_px, or random area and aspect"
+    augment: Literal["none", "pad", "window", "inception"] = field(
+        "inception",
+        "training crop: none (as evaluation), shift by up to pad_px, a random window where evaluation takes "
+        "the centre, or random area and aspect",
     )
     pad_px: int = field(4, "largest shift of augment=pad, in pixels", least=0)
     min_area: float = share(0.05, "smallest share of the image in an inception crop")
@@ -79,5 +81,7 @@ class Data(Preprocess):
             fail(
                 f"data.channels={self.channels} has no colours for data.policy or data.jitter: leave them off"
             )
+        if self.augment == "window" and self.resize == "squash":
+            fail("data.augment=window has nothing to choose with data.resize=squash: set data.resize=crop")
         if self.name in ("folder", "table", "parquet", "arrow", "cifar") and not self.dir:
             fail(f"data.name={self.name} needs data.dir: the folder that holds its images")

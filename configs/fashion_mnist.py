@@ -1,0 +1,22 @@
+"""Fashion-MNIST from scratch on two CPU cores: a small hybrid, trained with flips and shifts alone.
+
+    python train.py --config configs/fashion_mnist.py --workdir runs/fashion_mnist
+
+docs/data.md has how to prepare the data. Not yet measured to the end: docs/results.md has what was tried.
+"""
+
+from typing import Any
+
+from vit_jax import config
+
+
+def get_config(arg: str = "") -> Any:
+    """Two convolutional stages before two blocks on 16 tokens, 415,594 parameters. Takes no argument."""
+    c = config.default()
+    c.model.update(image_size=32, patch_size=1, stem_width=32, stem_blocks=(1, 1))
+    c.model.update(width=128, depth=2, heads=4, mlp_width=256)
+    c.model.update(class_token=False, pooling="gap", posemb="sincos2d")
+    c.data.update(name="fashion_mnist", channels=1, augment="pad", pad_px=2, cache_gib=0.5, threads=1)
+    c.optim.update(name="muon", lr=3e-3, warmup_steps=0.05, weight_decay=0.05, clip_norm=1.0)
+    c.train.update(epochs=10.0, batch_size=128, eval_batch_size=500, eval_every=1407, checkpoint_every=469)
+    return c
