@@ -127,6 +127,16 @@ def test_positions_of_init_are_resized_as_its_family_does_unless_told(tmp_path, 
     assert weights.report.resized[0].what.endswith(f"by {used}")
 
 
+def test_a_family_that_resizes_positions_otherwise_than_the_run_is_told_as_a_flag(tmp_path):
+    model, params, _ = torch_reference.case("timm_vit")
+    write(tmp_path / "w.safetensors", params, model, dialect="timm")
+    sizes = {
+        name: getattr(model, name) for name in ("patch_size", "width", "depth", "heads", "mlp_width", "gelu")
+    }
+    vit_jax.train(fine_tuning(tmp_path / "w.safetensors", **sizes, image_size=32), tmp_path / "run")
+    assert "--config.model.posemb_method=bicubic_antialias" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_how_init_saw_its_images_is_told_as_flags(tmp_path):
     cfg = fine_tuning(GOLDEN / "vit_token.npz")
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, resize="crop", mean=(0.1, 0.2, 0.3)))

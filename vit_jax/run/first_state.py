@@ -63,7 +63,8 @@ def read_init(setup: Setup) -> Weights:
         raise UserError(
             f"init={cfg.init} is another model than {', '.join(other)}: change the config or the file"
         )
-    return weights._replace(model=model)
+    as_in_file = dataclasses.replace(model, posemb_method=weights.model.posemb_method)
+    return weights._replace(model=as_in_file)
 
 
 def read_teacher(cfg: Config) -> Weights | None:
@@ -117,13 +118,15 @@ def _fresh(setup: Setup, notices: list[str], weights: Weights | None) -> tuple[S
             "lost; what `convert` makes of it, as init, stays as it is"
         )
     was, now = dataclasses.asdict(weights.preprocess), dataclasses.asdict(spec.preprocess)
-    other = " ".join(
+    other = [
         f"--config.data.{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}"
         for name, v in was.items()
         if v != now[name]
-    )
+    ]
+    if (method := weights.model.posemb_method) != spec.model.posemb_method:
+        other.append(f"--config.model.posemb_method={method}")
     if other:
-        notices.append(f"note: init saw its images otherwise, as with {other}")
+        notices.append(f"note: init saw its images otherwise, as with {' '.join(other)}")
     return setup.adopt(weights.params), Standing({})
 
 
