@@ -35,5 +35,5 @@ tpu ssh "${at[@]}" --worker=all --command "
   rm -rf vit_jax && git clone --quiet vit_jax.bundle vit_jax
   python3 -m pip install --quiet --user uv
   test -d env || python3 -m uv venv --quiet --python 3.12 env
-  python3 -m uv pip install --quiet --python env -e 'vit_jax[tpu,gcs]'"
+  python3 -m uv pip install --quiet --python env -e 'vit_jax[tpu,gcs,tfds]'"
 tpu ssh "${at[@]}" --worker=all --command "cd vit_jax && ../env/bin/python train.py $(printf '%q ' "$@")"

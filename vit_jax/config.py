@@ -37,10 +37,11 @@ def default() -> Any:
 def load_file(reference: str) -> ConfigDict:
     """Run `get_config(arg)` of `path/file.py` or `path/file.py:arg`. Raises UserError if there is none.
 
-    An installed package brings its `configs/`, which are found where the working directory has no such file.
+    An installed package brings its `configs/`, a checkout has them beside it: they are found where the
+    working directory has no such file.
     """
     path, _, arg = reference.partition(":")
-    places = (Path(path), Path(__file__).parent / path)
+    places = (Path(path), *(folder / path for folder in Path(__file__).parents[:2]))
     path = next((place for place in places if place.is_file()), Path(path))
     spec = importlib.util.spec_from_file_location("vit_jax_config_file", path)
     if not path.is_file():

@@ -93,6 +93,7 @@ def place(tmp_path, monkeypatch, workdir, features):
     for name in (
         "runs/quickstart",
         "runs/pets",
+        "runs/mine",
         "runs/fashion",
         "runs/tags",
         "runs/textile",

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from paths import ROOT
+from PIL import Image
 
 from vit_jax.cli import main
+from vit_jax.data import sources
 from vit_jax.errors import UserError
 
 
@@ -32,10 +35,11 @@ def test_an_unknown_command_is_one_line(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_a_config_that_it_brings_from_an_empty_folder(tmp_path):
+def test_the_wheel_of_the_sdist_trains_and_is_used_from_an_empty_folder(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "-w", tmp_path], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")  # made of the sdist
+    assert list(tmp_path.glob("*.tar.gz"))
     site, empty = tmp_path / "site", tmp_path / "empty"
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
     empty.mkdir()
@@ -54,9 +58,16 @@ def test_the_wheel_trains_a_config_that_it_brings_from_an_empty_folder(tmp_path)
     assert "done: top-1" in trained.stdout
     told = json.loads(call("info", "run", "--json").stdout)
     assert (told["training"]["train"]["epochs"], told["model"]["classes"]) == (2.0, 10)
+    image = empty / "digit.png"
+    Image.fromarray(sources.digits(train=False).get(0)[0][..., 0]).save(image)
+    seen = json.loads(call("predict", "run", image, "--top", "1", "--json").stdout)
+    assert seen["predictions"][0]["class"] in "0123456789"
+    embedded = call("embed", "run", image, "--out", "features.npz")
+    assert embedded.returncode == 0, embedded.stderr
+    assert np.load(empty / "features.npz")["features"].shape == (1, told["model"]["width"])
     large = call("train", "--config", "configs/vit_b16.py:finetune", "--workdir", "b16", "--config.zzz=1")
     assert (large.returncode, large.stderr) == (
         2,
         "error: config has no field zzz: vit_jax train --help lists them all\n",
     )
-    assert [p.name for p in empty.iterdir()] == ["run"]
+    assert {p.name for p in empty.iterdir()} == {"run", "digit.png", "features.npz"}

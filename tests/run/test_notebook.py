@@ -18,6 +18,7 @@ import vit_jax
 from vit_jax.data import sources
 from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
+from vit_jax.run.sinks import Bar
 
 SCRIPT = """
 import vit_jax
@@ -92,6 +93,21 @@ def test_a_thread_trains_on_data_of_its_own_and_leaves_nothing_behind(tmp_path):
     assert run.step == 6
     assert run.metrics["examples"] == 64
     assert run.load().classify([Image.fromarray(images[0])], top=1)[0][0].name in "abcd"
+
+
+def test_a_config_file_of_the_checkout_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert vit_jax.config("configs/quickstart.py").data.name == "digits"
+    with pytest.raises(UserError, match=r"no config file at configs/quick.py: try configs/quickstart.py"):
+        vit_jax.config("configs/quick.py")
+
+
+def test_lines_are_text_in_a_notebook_too(monkeypatch, capsys):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    terminal = Bar(step=0, steps=2)
+    terminal.say("a line")
+    terminal.close()
+    assert capsys.readouterr().out == "a line\n"
 
 
 def test_overrides_are_checked_like_those_of_the_command_line():

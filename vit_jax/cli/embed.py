@@ -18,6 +18,7 @@ from vit_jax.cli.common import (
     run_command,
 )
 from vit_jax.errors import UserError
+from vit_jax.extras import need
 from vit_jax.paths import Path
 
 EXAMPLES = """examples:
@@ -51,6 +52,8 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     if args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size} must be at least 1")
+    if args.out.suffix.lower() == ".parquet":
+        need("pyarrow", "parquet", f"--out={args.out}")
     names = image_names(args.images)
 
     import vit_jax  # after parsing: --help stays quick
@@ -78,7 +81,7 @@ def write(path: Path, names: list[str], features: np.ndarray, about: dict[str, A
         if path.suffix.lower() == ".npz":
             np.savez(file, paths=np.array(names), features=features, about=np.array(about_json))
             return
-        import pyarrow as pa  # comes with tensorflow-datasets, and is only needed here
+        import pyarrow as pa  # slow to import, and only needed here
         import pyarrow.parquet as pq
 
         column = pa.array(features.reshape(-1))
@@ -114,8 +117,7 @@ def _read_npz(file: io.BytesIO) -> Embedded:
 
 
 def _read_parquet(file: io.BytesIO) -> Embedded:
-    import pyarrow.parquet as pq
-
+    pq = need("pyarrow.parquet", "parquet", "a .parquet file of features")
     table = pq.read_table(file)
     about = json.loads((table.schema.metadata or {})[b"about"])
     features = np.array(table["features"].to_pylist(), np.float32)

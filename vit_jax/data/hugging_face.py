@@ -14,6 +14,7 @@ from vit_jax.data import labels, splits
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.data.source import InMemory, Label, Source, encoded, label_at, note_of_bare
 from vit_jax.data.tables import LABEL_COLUMNS, read_parquet
+from vit_jax.extras import need
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
 from vit_jax.sections import Data
@@ -175,8 +176,7 @@ def _labels_of(opened: Any, place: str) -> labels.Told:
 @functools.lru_cache(maxsize=4)  # the splits of a run; not in the source, which travels to processes
 def _opened(shards: tuple[File, ...]) -> Any:
     """The pyarrow table of arrow files, of which a bucket's are read and others mapped. Raises UserError."""
-    import pyarrow as pa
-
+    pa = need("pyarrow", "parquet", "data.name=arrow")
     tables = []
     for name in (shard.path for shard in shards):
         here = isinstance(paths.of(name), pathlib.Path)

@@ -14,6 +14,7 @@ from vit_jax.data import splits
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.data.source import InMemory, Source
 from vit_jax.errors import UserError
+from vit_jax.extras import need
 from vit_jax.paths import File
 from vit_jax.sections import Data
 
@@ -37,10 +38,10 @@ class Tfds(Source):
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`. Raises BrokenExample if its record cannot be read."""
-        from tensorflow_datasets.proto import tf_example_pb2  # not before TFDS is wanted
+        tf_example_pb2 = need("tensorflow_datasets.proto.tf_example_pb2", "tfds", self.name)
 
         name = f"{self.name} record {index}"
-        example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue] - made at run time
+        example = tf_example_pb2.Example
         try:
             # These two fields alone: TFDS's own way by a tree of arrays takes ten times as long.
             fields = example.FromString(self.records[index]).features.feature
@@ -56,13 +57,12 @@ class Tfds(Source):
 
 def tfds(cfg: Data, train: bool) -> Tfds:
     """A prepared TFDS data set in array_record form, read without TensorFlow. Raises UserError."""
-    import tensorflow_datasets as tfds  # half a second, and only needed here
-
-    data_dir = tfds_dir(cfg)
     if not TFDS_NAME.fullmatch(cfg.name):
         raise UserError(
             f"data.name={cfg.name} is not a data set: use digits, folder, or the name of a TFDS data set"
         )
+    tfds = need("tensorflow_datasets", "tfds", f"data.name={cfg.name}")
+    data_dir = tfds_dir(cfg)
     try:
         builder: Any = tfds.builder(cfg.name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ImportError, AssertionError) as e:

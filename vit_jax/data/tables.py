@@ -12,6 +12,7 @@ from vit_jax import paths
 from vit_jax.data import labels, splits
 from vit_jax.data.decode import Encoded, suffixes
 from vit_jax.data.source import Label, Source, encoded, label_at, note_of_bare
+from vit_jax.extras import need
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
 from vit_jax.sections import Data
@@ -220,9 +221,8 @@ def _path_column(file: Path, header: list[str]) -> int:
 
 def read_parquet(file: Path) -> Any:
     """The pyarrow table of a file. Raises UserError if it is none."""
-    import pyarrow as pa  # comes with tensorflow-datasets, and is only needed here
-    import pyarrow.parquet as pq
-
+    pa = need("pyarrow", "parquet", str(file))
+    pq = need("pyarrow.parquet", "parquet", str(file))
     try:
         with file.open("rb") as opened:
             return pq.ParquetFile(opened).read()

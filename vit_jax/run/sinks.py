@@ -54,7 +54,8 @@ class Bar(Sink):
 
     def __init__(self, *, step: int, steps: int) -> None:
         self._steps = steps
-        self._console = Console(highlight=False, soft_wrap=True)
+        # force_jupyter=False: in a notebook lines go to one output, not to a piece of HTML each
+        self._console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
         self._live = sys.stdout.isatty()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self._console, disable=not self._live)
