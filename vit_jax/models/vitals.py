@@ -24,8 +24,7 @@ def sow(module: nn.Module, **quantities: Callable[[], jax.Array]) -> None:
     """Keep each quantity under its name, if the caller asks for it. Nothing is learned by it."""
     if wanted(module):
         for name, quantity in quantities.items():
-            value = jax.lax.stop_gradient(quantity())
-            module.sow(HEALTH, name, value, init_fn=lambda: value, reduce_fn=lambda _, new: new)
+            module.put_variable(HEALTH, name, jax.lax.stop_gradient(quantity()))
 
 
 def largest_logit(q_bnhk: jax.Array, k_bmhk: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """What `train.health` tells: the vitals of a run at its logs, and a line when one leaves its usual range.
 
-The ranges are wide: what healthy runs never left (tests/run/test_health.py has three of them), or where a paper
-saw training diverge. Each says which.
+The ranges are wide: what healthy runs never left (tests/run/test_health.py has three of them), or where a
+paper saw training diverge. Each says which.
 """
 
 import math
@@ -25,8 +25,8 @@ MANY_MISTAKES, LEARNED = 100, 0.4
 LARGEST_UPDATE = 0.1
 # Of its weights at the peak rate, or of the median part's gradient: half of float32's precision.
 SMALLEST_SHARE = 2.0**-24
-# bfloat16 rounds q and k to 2^-9, so that logits of 2^8 are wrong by about 1, and their softmax by a factor of
-# e; in float32 runs that went beyond 1e4 diverged (arXiv:2309.14322 section 3.1). Healthy ones: up to 19.
+# bfloat16 rounds q and k to 2^-9, so that logits of 2^8 are wrong by about 1, and their softmax by a factor
+# of e; in float32 runs that went beyond 1e4 diverged (arXiv:2309.14322 section 3.1). Healthy ones: up to 19.
 LARGEST_ATTENTION_LOGIT = {"float32": 1e4, "bfloat16": 2.0**8}
 # Attention of zero entropy went before divergence in arXiv:2302.05442 section 2; 0.4 and more when healthy.
 SMALLEST_ENTROPY = 0.02
@@ -56,7 +56,7 @@ class Sign(NamedTuple):
 
 
 class Health:
-    """Measures a run of `setup` at some of its logs; what a process has said of a part, it does not repeat."""
+    """Measures a run of `setup` at some of its logs; what it has said of a part, it does not say again."""
 
     def __init__(self, setup: Setup, fixed: Fixed) -> None:
         self._setup, self._fixed = setup, fixed
@@ -120,7 +120,7 @@ def unusual(values: Values, *, dtype: str, rate: float) -> list[Sign]:
     share of the peak.
     """
     gradients = [value for (quantity, _), value in values.items() if quantity == "grad_norm"]
-    median = float(np.median(gradients)) if gradients else 0.0
+    median = float(np.median([value for value in gradients if math.isfinite(value)] or [0.0]))
     signs = []
     for (quantity, part), value in values.items():
         if not math.isfinite(value):

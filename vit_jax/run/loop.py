@@ -19,12 +19,12 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.paths import Path
 from vit_jax.run import diagnose, distributed, first_state, loggers, origin, patience, pictures, watchdog
-from vit_jax.run.health import Health
 from vit_jax.run import sinks as own_sinks
 from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
 from vit_jax.run.evaluation import Evaluations
 from vit_jax.run.first_state import Fixed
+from vit_jax.run.health import Health
 from vit_jax.run.patience import Standing
 from vit_jax.run.profile import Profile
 from vit_jax.run.report import Reporter, Sink
