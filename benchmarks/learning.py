@@ -279,11 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stored = {} if args.update else read_bands()
         if args.base:
             write_base()
-        found = repeat(names, seeds)
         if args.update:
-            write_bands(bands(found))
+            for name in names:  # each as soon as it is known
+                write_bands(bands(repeat([name], seeds)))
             return 0
-        verdicts = judge(found, stored)
+        verdicts = judge(repeat(names, seeds), stored)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from event_files import events
 from tiny_run import final_digests, tiny, untimed_metrics
 
 import vit_jax
@@ -131,6 +132,9 @@ def test_training_has_the_same_bits_with_health_and_without(tmp_path):
     assert [row["step"] for row in measured if "health/logit/head" in row] == [50]
     bare = [{k: v for k, v in row.items() if not k.startswith("health/")} for row in measured]
     assert bare == untimed_metrics(tmp_path / "off")
+    tags = [v.tag for e in events(tmp_path / "on" / "tensorboard") for v in e.summary.value]
+    assert "health/grad_norm/block_0" in tags
+    assert sum(tag.startswith("custom_scalars") for tag in tags) == 1
     for later in ("54", "56"):
         shutil.rmtree(tmp_path / "on" / "checkpoints" / later)
     loop.run(on, tmp_path / "on")
