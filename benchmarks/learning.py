@@ -130,7 +130,7 @@ class Program:
         self.fresh = jax.jit(lambda key: build.init(model, key, image_hw=(8, 8), channels=1))
 
     def run(self, seed: int) -> tuple[State, list[float]]:
-        """The last state, its layers apart, and the mean loss of each log's steps."""
+        """The last state, as steps take it, and the mean loss of each log's steps."""
         setup, train = self.setup, self.cfg.train
         losses = []
         with jax.set_mesh(self.mesh):
@@ -146,25 +146,20 @@ class Program:
                 state, _ = setup.step(state, given, None, None)
                 if step % train.log_every == 0:
                     losses.append(float(state.window.loss / state.window.weight))
-            return setup.forms.unpack(state), losses
+            return state, losses
 
     def measures(self, seed: int) -> dict[str, float]:
         """What a run came to."""
         state, losses = self.run(seed)
-        measure = lambda params: self._evaluated(params)
-        found, trained = measure(state.params), self.cfg.optim.trained
+        with jax.set_mesh(self.mesh):
+            measure = lambda params: self.setup.evaluate(params, self.data.eval, self.cfg.data)
+            found, of_mean = measure(state.params), measure(state.ema) if self.cfg.optim.ema else {}
+        trained = self.cfg.optim.trained
         size = {kind: _log_norm(state.params, kind, trained) for kind in ("kernel", "bias")}
         named = {"first loss": losses[0], "mean loss": statistics.mean(losses), "last loss": losses[-1]}
         named |= {"held-out loss": found["loss"], "accuracy": found["top1"]}
         named |= {"log of biases' norm": size["bias"], "log of kernels' norm": size["kernel"]}
-        if state.ema is not None:
-            named["held-out loss of the mean"] = measure(state.ema)["loss"]
-        return named
-
-    def _evaluated(self, params: Any) -> dict[str, float]:
-        with jax.set_mesh(self.mesh):
-            packed = self.setup.forms.pack(State(*(params,) * len(State._fields))).params
-            return self.setup.evaluate(packed, self.data.eval, self.cfg.data)
+        return named | ({"held-out loss of the mean": of_mean["loss"]} if of_mean else {})
 
 
 def repeat(names: Sequence[str], seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
