@@ -123,6 +123,7 @@ OBSERVED_ELSEWHERE = {
     "loss.teacher": "test_a_file_can_be_the_teacher",
     "train.best": "test_the_best_is_that_of_the_metric_and_ties_keep_the_first",
     "train.sinks": "test_a_table_has_each_line_once_after_a_kill",
+    "train.health": "test_training_has_the_same_bits_with_health_and_without",
     "train.profile_steps": "test_steps_are_profiled_into_the_folder_of_the_run",
     "train.stall_minutes": "test_no_limit_no_thread",
 }

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from event_files import events
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
 from tiny_run import tiny
 
 import vit_jax
@@ -27,16 +27,6 @@ FIELDS = (
     "train.profile_steps=2-3",
     "train.log_every=1",
 )
-
-
-def events(folder):
-    """All events of the files in a folder, whose records are a length, a sum, the event, and a sum."""
-    for file in sorted(folder.glob("events*")):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            yield Event.FromString(data[at + 12 : at + 12 + length])
-            at += 16 + length
 
 
 @pytest.fixture(scope="module")

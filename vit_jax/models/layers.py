@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import kernels, rotary
+from vit_jax.models import kernels, rotary, vitals
 from vit_jax.models.attend import attend
 from vit_jax.sections import Model
 
@@ -52,6 +52,7 @@ class Mlp(nn.Module):
             y_bnf = jax.nn.silu(Dense(cfg, self.hidden, name="gate")(x_bnd)) * y_bnf
         else:
             y_bnf = kernels.gelu(y_bnf, cfg.gelu)
+        vitals.sow(self, dormant=lambda: vitals.dormant(y_bnf))
         y_bnf = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnf)
         if cfg.mlp_norm:
             y_bnf = Norm(cfg, name="norm")(y_bnf)
@@ -86,6 +87,8 @@ class Attention(nn.Module):
             q_bnhk, k_bmhk = turn(q_bnhk), turn(k_bmhk)
         y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
         self.sow("attention", "p", p_bhnm)
+        largest = lambda: vitals.largest_logit(q_bnhk, k_bmhk)
+        vitals.sow(self, logit=largest, entropy=lambda: vitals.entropy(p_bhnm))
         if cfg.attention_norm:
             y_bnd = Norm(cfg, name="norm")(y_bnhk.reshape(*y_bnhk.shape[:2], width))
             y_bnhk = y_bnd.reshape(y_bnhk.shape)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import kernels
+from vit_jax.models import kernels, vitals
 from vit_jax.sections import Model
 
 STACK, FIRST = "blocks", "block_0"
@@ -95,17 +95,23 @@ def _scanned(
     cfg, _, remat = _fields(parent)
     layers = stack(parent.variables["params"])[STACK]
     draws = train and (cfg.dropout or cfg.stochastic_depth)
+    watched = vitals.wanted(parent)
     keys = jax.random.split(parent.make_rng("dropout"), cfg.depth) if draws else None
 
-    def body(x_bnd: jax.Array, layer: Any) -> tuple[Any, None]:
+    def body(x_bnd: jax.Array, layer: Any) -> tuple[Any, Any]:
         params, rate, key = layer
         block = kind(cfg, rate if cfg.stochastic_depth else 0.0, parent=None)
         rngs = None if key is None else {"dropout": key}
-        return block.apply({"params": params}, x_bnd, train=train, rngs=rngs), None
+        wanted: Any = [vitals.HEALTH] if watched else False
+        out: Any = block.apply({"params": params}, x_bnd, train=train, rngs=rngs, mutable=wanted)
+        return (out[0], out[1][vitals.HEALTH]) if watched else (out, None)
 
     if remat != "none":  # a scan itself prevents that XLA merges the second computation with the first
         body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, x_bnd, (layers, jnp.asarray(rates, jnp.float32), keys))[0]
+    x_bnd, sown = jax.lax.scan(body, x_bnd, (layers, jnp.asarray(rates, jnp.float32), keys))
+    if watched:
+        parent.put_variable(vitals.HEALTH, STACK, sown)
+    return x_bnd
 
 
 def _fields(parent: Any) -> tuple[Model, bool, str]:

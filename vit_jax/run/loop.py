@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.data import cache, loader, sources
+from vit_jax.data.loader import Batch
 from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -23,6 +24,7 @@ from vit_jax.run.checkpoint import Best, Checkpoints
 from vit_jax.run.clock import Clock
 from vit_jax.run.evaluation import Evaluations
 from vit_jax.run.first_state import Fixed
+from vit_jax.run.health import Health
 from vit_jax.run.patience import Standing
 from vit_jax.run.profile import Profile
 from vit_jax.run.report import Reporter, Sink
@@ -103,7 +105,8 @@ def run(
         with Reporter([*own, *sinks] if primary else []) as report:
             evaluate = Evaluations(setup, fixed, data.eval, best, report, clock)
             profile = enter(Profile(cfg.train.profiled() if primary else None, folder))
-            loop = _Loop(folder, setup, data, fixed, checkpoints, evaluate, report, clock, profile)
+            health = Health(setup, fixed)
+            loop = _Loop(folder, setup, data, fixed, checkpoints, evaluate, report, clock, profile, health)
             loop.introduce(step)
             with distributed.stop_signals() as stop:
                 outcome = loop.train(state, standing, stop)
@@ -150,6 +153,7 @@ class _Loop:
     report: Reporter
     clock: Clock
     profile: Profile
+    health: Health
 
     def introduce(self, step: int) -> None:
         """Say the notices of set-up, then what the run will do."""
@@ -190,9 +194,8 @@ class _Loop:
                 self.report.show(1, "first_batch", pictures.tiled(batch.image))
                 params = setup.forms.unpack(setup.whole(state.params, self.fixed.base_params))
                 origin.write(self.folder, setup.mesh, params, batches.ids(0), batch)
-            state, halted = setup.step(
-                state, meshes.to_devices(batch, cfg.batch_size, setup.mesh), *self.fixed[:2]
-            )
+            given = meshes.to_devices(batch, cfg.batch_size, setup.mesh)
+            state, halted = setup.step(state, given, *self.fixed[:2])
             step += 1
             self.clock.sent(step)
             self.profile.after(step, halted)
@@ -203,12 +206,12 @@ class _Loop:
             if self._due(step) and float(halted):
                 self._halt(state, standing)
             if logged := last or step % cfg.log_every == 0:
-                self._log(state, step)
+                self._log(state, step, given)
             if last or (cfg.eval_every and step % cfg.eval_every == 0):
                 standing = self.evaluate(state, step, standing)
                 last = last or standing.ended(cfg)
                 if last and not logged:
-                    self._log(state, step)
+                    self._log(state, step, given)
             # After the evaluation: a checkpoint of a step says that all of the step was done and written.
             if last or step % cfg.checkpoint_every == 0:
                 self._save(state, step, standing)
@@ -251,15 +254,19 @@ class _Loop:
         image_hw, seed = setup.spec.model.image_hw, setup.cfg.seed
         return loader.TrainBatches(self.data.train, setup.cfg.data, image_hw, size, seed, setup.steps, rows)
 
-    def _log(self, state: State, step: int) -> None:
-        loss, top1, _, weight = map(float, jax.device_get(state.window))
+    def _log(self, state: State, step: int, given: Batch) -> None:
+        """Report a step, and the health of the run; `given` is the batch on the devices."""
+        loss, top1, top5, weight = map(float, jax.device_get(state.window))
         rates = self.clock.read(self.setup.cfg.train.batch_size)
         lr = float(self.setup.schedule(step - 1))
         skipped = int(state.guard.skipped)
         weight = max(weight, 1.0)  # of skipped steps alone there is nothing to tell
         values = {"train/loss": loss / weight, "train/top1": top1 / weight, "train/lr": lr, **rates}
         values |= {"train/skipped": skipped} if skipped else {}
-        self.report.add(step, values)
+        vitals, lines = self.health(state, given, step, rates=(top1 / weight, top5 / weight), examples=weight)
+        self.report.add(step, values | vitals)
+        for line in lines:
+            self.report.say(line)
 
     def _save(self, state: State, step: int, standing: Standing) -> None:
         record = first_state.record(self.setup, standing, self.fixed)

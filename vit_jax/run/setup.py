@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build, lora
 from vit_jax.models.stack import stack, unstack
 from vit_jax.sections import Config, Optim, Spec
-from vit_jax.training import losses, optim, schedules, tables
+from vit_jax.training import health, losses, optim, schedules, tables
 from vit_jax.training import mesh as meshes
 from vit_jax.training.evaluate import SIGN, Evaluator
 from vit_jax.training.multilabel import MultiLabelEvaluator
@@ -44,7 +44,8 @@ class Setup:
     `init()` or `adopt(params)` gives the first State. `step(state, batch, teacher_params, base_params)` gives
     the next one and a float32 scalar, above 0 if the run must stop. `teacher_params` and `base_params` have
     shapes and layout, or are None. With `optim.lora_rank`, parameters of states are what is trained,
-    `base(params)` gives the rest, and `whole(trained, base)` those of the model.
+    `base(params)` gives the rest, and `whole(trained, base)` those of the model. `health` takes what `step`
+    takes and gives the Vitals of training/health.py.
     """
 
     cfg: Config
@@ -61,14 +62,19 @@ class Setup:
     base: jax.stages.Wrapped
     whole: Callable[[Any, Any], Any]
     evaluate: Evaluator
+    health: jax.stages.Wrapped
 
     def batch_like(self) -> Any:
         """Shapes and layout of a global batch."""
         return meshes.batch_like(self.cfg.train.batch_size, self.spec, self.mesh)
 
+    def step_arguments(self) -> tuple[Any, ...]:
+        """Shapes and layout of what `step` takes."""
+        return self.forms.packed, self.batch_like(), self.teacher_params, self.base_params
+
     def lower_step(self) -> jax.stages.Lowered:
         """The step lowered for its shapes and layout, ready to compile."""
-        return self.step.lower(self.forms.packed, self.batch_like(), self.teacher_params, self.base_params)
+        return self.step.lower(*self.step_arguments())
 
     def compile_ahead(self, *, fresh: bool) -> None:
         """Compile step, schedule and evaluation and, if the run is `fresh`, what makes its first state.
@@ -78,6 +84,8 @@ class Setup:
         if fresh:
             self.init.lower().compile()
         self.lower_step().compile()
+        if self.cfg.train.health:
+            self.health.lower(*self.step_arguments()).compile()
         self.schedule(0)
         self.evaluate.compile(self.model_params())
 
@@ -163,6 +171,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         base=jax.jit(base, out_shardings=meshes.shardings(jax.eval_shape(base, params), mesh)),
         whole=_whole(cfg.optim, params, pack, mesh),
         evaluate=evaluate,
+        health=_health(recipe, mesh),
     )
 
 
@@ -269,6 +278,13 @@ def _step(recipe: Recipe, layout: Any, mesh: Mesh) -> jax.stages.Wrapped:
         return state, state.guard.halted.astype(jnp.float32)  # an array of its own: the state is donated next
 
     return jax.jit(step_and_halted, donate_argnums=0, out_shardings=(layout, meshes.everywhere(mesh)))
+
+
+def _health(recipe: Recipe, mesh: Mesh) -> jax.stages.Wrapped:
+    train = recipe.train
+    parts = health.parts_of(train.batch_size, devices=mesh.size, micro_batches=train.micro_batches)
+    measure = functools.partial(health.measure, recipe=recipe, parts=parts)
+    return jax.jit(measure, out_shardings=meshes.everywhere(mesh))
 
 
 def _teacher(cfg: Config, spec: Spec, weights: Weights) -> Teacher:

@@ -19,6 +19,7 @@ from vit_jax.run.report import Sink
 from vit_jax.run.tensorboard import Scalars
 from vit_jax.run.workdir import Workdir
 from vit_jax.sections import Config
+from vit_jax.training.health import Vitals
 
 UPLOAD_S = 60.0  # between copies to a bucket while nothing else asks for one
 CURVES = (("loss", ("train/loss", "eval/loss")), ("accuracy", ("train/top1", "eval/top1", "eval/map")))
@@ -35,7 +36,8 @@ def of_run(folder: Workdir, cfg: Config, *, step: int, steps: int) -> list[Sink]
     others = loggers.of_config(cfg, folder, here(folder.metrics))
     log = Log(here(folder.log), steps=steps)
     written = json.dumps(to_dict(cfg), indent=1)
-    scalars = Scalars(here(folder.tensorboard), step=step + 1, config=written)
+    charts = {name: f"health/{name}/.*" for name in Vitals._fields} if cfg.train.health else {}
+    scalars = Scalars(here(folder.tensorboard), step=step + 1, config=written, charts=charts)
     curves = Curves(here(folder.metrics), here(folder.curves))
     own = [Bar(step=step, steps=steps), log, metrics, scalars, curves, *others]
     return [*own, upload] if upload else own

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import text
+from tensorboardX.summary import custom_scalars, text
 
 from vit_jax.run.report import Sink
 
@@ -22,16 +22,22 @@ from vit_jax.run.report import Sink
 class Scalars(Sink):
     """One event file in `folder`; of earlier ones, TensorBoard drops what is at or after `step`.
 
-    It begins with a text called config.
+    It begins with a text called config. `charts` are those of the tab for custom scalars, under `health`: of
+    each name, the pattern of the scalars that it draws together.
     """
 
-    def __init__(self, folder: Path, *, step: int, config: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, step: int, config: str = "", charts: dict[str, str] | None = None
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
         start = SessionLog(status=SessionLog.START)
         self._file.write_event(Event(wall_time=time.time(), step=step, session_log=start))
         code = "\n".join(f"    {line}" for line in config.splitlines())  # Markdown shows it as it is written
         self._write(step, text("config", code))
+        if charts:
+            lines = {name: ("Multiline", [pattern]) for name, pattern in charts.items()}
+            self._write(step, custom_scalars({"health": lines}))
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One event with all values."""

@@ -98,6 +98,7 @@ class Train:
     keep: int = field(2, "newest checkpoints kept; the best is kept apart", least=1)
     log_every: int = field(50, "steps between log lines and metrics", least=1)
     sinks: tuple[SinkName, ...] = field((), "more places for metrics, of csv, wandb and mlflow, with commas")
+    health: bool = field(False, "measure each block now and then, and say what is unusual and what helps")
     profile_steps: str = field("", "first and last step to profile, as 100-104, into tensorboard/")
     stall_minutes: float = field(30.0, "end all processes if one makes no progress; 0: never", least=0)
     max_skipped: int = field(0, "steps that are not finite to skip before the run stops", least=0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.models import lora
+from vit_jax.models.vitals import HEALTH
 from vit_jax.sections import Loss, Optim, Preprocess, Train
 from vit_jax.training import losses
 from vit_jax.training.losses import in_top, in_top_of
@@ -124,7 +125,7 @@ def train_step(
     dropout = jax.random.fold_in(key, DROPOUT)
 
     def gradient(model: nn.Module) -> tuple[Any, Sums]:
-        objective = functools.partial(_loss, total=total, model=model, recipe=recipe, **fixed)
+        objective = functools.partial(loss_of, total=total, model=model, recipe=recipe, **fixed)
         return _gradient(objective, state.params, examples, key=dropout, recipe=recipe)
 
     grads, sums = _at_drawn_patches(gradient, recipe, jax.random.fold_in(key, PATCH))
@@ -157,7 +158,7 @@ def _at_drawn_patches(
     )
 
 
-def _loss(
+def loss_of(
     params: Any,
     part: Examples,
     key: jax.Array,
@@ -167,17 +168,23 @@ def _loss(
     recipe: Recipe,
     teacher_params: Any,
     base_params: Any,
-) -> tuple[jax.Array, Sums]:
-    """The share of a micro-batch in the mean loss over a batch of weight `total`, and its sums."""
+    watched: bool = False,
+) -> tuple[jax.Array, Any]:
+    """The share of a micro-batch in the mean loss over a batch of weight `total`, and its sums.
+
+    If `watched`, in the place of the sums the logits and what models/vitals.py sows.
+    """
     params = lora.merge(params, base_params, recipe.optim) if recipe.optim.lora_rank else params
     image_bhwc = normalise(part.pixels, recipe.preprocess)
-    logits: Any = model.apply({"params": params}, image_bhwc, train=True, rngs={"dropout": key})
+    options: Any = {"train": True, "rngs": {"dropout": key}, "mutable": [HEALTH] if watched else False}
+    out: Any = model.apply({"params": params}, image_bhwc, **options)
+    logits = out[0] if watched else out
     teacher_bc: Any = None
     if recipe.teacher:
         teacher_bhwc = normalise(part.pixels, recipe.teacher.preprocess)
         teacher_bc = recipe.teacher.model.apply({"params": teacher_params}, teacher_bhwc)
     sums = training_sums(logits, part, teacher_bc, recipe.loss)
-    return sums.loss / total, sums
+    return sums.loss / total, out if watched else sums
 
 
 def _gradient(
