@@ -45,10 +45,11 @@ def measured(model, *, scan=False, remat="none", parts=2, own=SGD, change=lambda
         train=train,
         optim=own,
     )
-    params = build.init(net, jax.random.key(0), image_hw=model.image_hw, channels=1)
+    options = {"image_hw": model.image_hw, "channels": 1}
+    params = jax.jit(lambda key: build.init(net, key, **options))(jax.random.key(0))
     head = params["head"] | {"kernel": jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)}
     params = change(params | {"head": head})
-    state = init_state(stack(params) if scan else params, recipe.optimizer)
+    state = jax.jit(lambda p: init_state(stack(p) if scan else p, recipe.optimizer))(params)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (8, *model.image_hw, 1), np.uint8)
     batch = Batch(image, rng.integers(0, 10, 8).astype(np.int32), np.ones(8, np.float32))
@@ -74,7 +75,7 @@ def test_norms_and_ratios_are_those_of_the_gradient_of_the_part_and_of_the_next_
     """With all examples measured, the update is the one that the step makes."""
     own = Optim(lr=1e-2, clip_norm=0.1, weight_decay=0.1)  # AdamW
     found, recipe, state, batch = measured(VIT, parts=1, own=own)
-    stepped = train_step(state, batch, recipe=recipe)
+    stepped = jax.jit(lambda state, batch: train_step(state, batch, recipe=recipe))(state, batch)
     moved = jax.tree.map(jnp.subtract, stepped.params, state.params)
     for part in state.params:
         norm = lambda tree, part=part: float(optax.tree.norm(tree[part]))
@@ -130,6 +131,7 @@ def test_entropy_and_the_largest_logit_are_what_they_are_by_hand():
     assert float(vitals.largest_logit(q, k)) == 12.0  # |3 * -8| / sqrt 4
 
 
+@pytest.mark.slow  # what it clears, all tests after it would compile again
 def test_a_program_that_does_not_ask_has_no_trace_of_it():
     """The step is the same to the letter as without models/vitals.py."""
     _, recipe, state, batch = measured(VIT)
