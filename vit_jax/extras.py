@@ -7,8 +7,13 @@ from vit_jax.errors import UserError
 
 
 def need(module: str, extra: str, what: str) -> Any:
-    """The module that `what` cannot do without. Raises UserError if it is not there, naming the extra."""
+    """The module that `what` cannot do without.
+
+    Raises UserError, naming the extra, if its package is not installed.
+    """
+    package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        importlib.import_module(package)
     except ModuleNotFoundError as e:
-        raise UserError(f"{what} needs {module.partition('.')[0]}: pip install 'vit_jax[{extra}]'") from e
+        raise UserError(f"{what} needs {package}: pip install 'vit_jax[{extra}]'") from e
+    return importlib.import_module(module)

@@ -155,7 +155,7 @@ def test_another_image_size_resizes_positions_and_is_not_calibrated(monkeypatch,
             (*files, "--image_size", 16, "--coverage", 0.9),
             "--coverage is calibrated for the size of",
         ),
-        (evaluate, ("--image_size", 16, "--calibrate"), "--calibrate is for the size of the model"),
+        (evaluate, ("--image_size", 16, "--calibrate"), "--calibrate is for the model's own sizes"),
         (predict, (*files, "--image_size", 9), "model.image_size=9 is not a multiple of model.patch_size=4"),
         (evaluate, ("--image_size", 9), "model.image_size=9 is not a multiple of model.patch_size=4"),
     ):

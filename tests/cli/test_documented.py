@@ -95,6 +95,7 @@ def place(tmp_path, monkeypatch, workdir, features):
         "runs/pets",
         "runs/mine",
         "runs/fashion",
+        "runs/flexi",
         "runs/tags",
         "runs/textile",
         "runs/tuned",

@@ -44,3 +44,9 @@ def test_embed_asks_before_it_computes(tmp_path, monkeypatch, capsys):
 
 def test_a_module_that_is_there_is_returned():
     assert need("json", "none", "this") is sys.modules["json"]
+    assert need("json.decoder", "none", "this") is sys.modules["json.decoder"]
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_missing_package():
+    with pytest.raises(ModuleNotFoundError, match=r"json\.no_such"):
+        need("json.no_such", "none", "this")

@@ -55,10 +55,14 @@ def shapes(cfg: Model, channels: int = 3) -> dict[str, tuple[int, ...]]:
     return {"/".join(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def program(cfg: Model, **form: Any) -> str:
-    """All that a field can change: initialisation, training and inference, as text without addresses."""
+def program(cfg: Model, scale: int = 1, **form: Any) -> str:
+    """All that a field can change: initialisation, training and inference, as text without addresses.
+
+    Images are `scale` times as large as those that positions are stored for.
+    """
     model, key = build.build(cfg, **form), jax.random.key(0)
-    images_bhwc = jnp.zeros((2, *cfg.image_hw, 3))
+    h, w = cfg.image_hw
+    images_bhwc = jnp.zeros((2, scale * h, scale * w, 3))
     init = lambda key: build.init(model, key, image_hw=cfg.image_hw, channels=3)
     params = jax.eval_shape(init, key)
     infer = lambda p: model.apply({"params": p}, images_bhwc)
@@ -125,6 +129,7 @@ PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
     "registers": (SMALL, 2),
     "posemb": (SMALL, "sincos2d"),
     "posemb_class_slot": (SMALL, False),
+    "posemb_method": (SMALL, "bicubic"),
     "pooling": (SMALL, "map"),
     "pre_logits": (SMALL, 7),
     "qk_norm": (SMALL, True),
@@ -155,7 +160,8 @@ PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
 def test_no_field_is_dead(name):
     base, value = PERTURBED[name]
     change = {"family": value[0], "token_width": value[1]} if name == "family" else {name: value}
-    assert program(Model(**base)) != program(Model(**(base | change)))
+    scale = 2 if name == "posemb_method" else 1
+    assert program(Model(**base), scale) != program(Model(**(base | change)), scale)
 
 
 @pytest.mark.parametrize("base", [HYBRID, MIXER], ids=["hybrid", "mixer"])

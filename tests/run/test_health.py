@@ -123,6 +123,7 @@ def test_a_mixer_from_a_checkpoint_is_healthy(tmp_path):
     assert not any("attention" in name or "scales" in name for name in names)
 
 
+@pytest.mark.slow
 def test_training_has_the_same_bits_with_health_and_without(tmp_path):
     """Also when it is stopped between two logs and continued."""
     model, train = {"depth": 1, "dropout": 0.1}, {"steps": 56, "log_every": 5, "checkpoint_every": 27}

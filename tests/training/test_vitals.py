@@ -71,6 +71,7 @@ def test_scanned_layers_have_the_vitals_of_those_written_out(model):
         np.testing.assert_allclose(scanned[name], value, rtol=1e-4, atol=1e-6, err_msg=str(name))
 
 
+@pytest.mark.slow
 def test_norms_and_ratios_are_those_of_the_gradient_of_the_part_and_of_the_next_step():
     """With all examples measured, the update is the one that the step makes."""
     own = Optim(lr=1e-2, clip_norm=0.1, weight_decay=0.1)  # AdamW
@@ -94,6 +95,7 @@ def test_what_is_not_to_be_trained_is_not_measured():
     assert {part for quantity, part in only if quantity == "grad_norm"} == {"head"}
 
 
+@pytest.mark.slow
 def test_a_hybrid_has_the_vitals_of_its_blocks_and_its_stem_is_in_embed():
     found, *_ = measured(HYBRID)
     assert ("attention_logit", "block_1") in found

@@ -38,10 +38,10 @@ class Tfds(Source):
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`. Raises BrokenExample if its record cannot be read."""
-        tf_example_pb2 = need("tensorflow_datasets.proto.tf_example_pb2", "tfds", self.name)
+        from tensorflow_datasets.proto import tf_example_pb2  # not before TFDS is wanted
 
         name = f"{self.name} record {index}"
-        example = tf_example_pb2.Example
+        example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue] - made at run time
         try:
             # These two fields alone: TFDS's own way by a tree of arrays takes ten times as long.
             fields = example.FromString(self.records[index]).features.feature
