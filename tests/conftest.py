@@ -3,8 +3,12 @@
 import os
 from pathlib import Path
 
+from environments import QUICK_COMPILE
+
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS") or "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    f"{QUICK_COMPILE} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+)
 
 import jax
 import pytest

@@ -1,9 +1,9 @@
 """Processes of one run on this machine."""
 
-import os
 import socket
 import subprocess
 
+from environments import one_device
 from paths import ROOT
 
 
@@ -15,8 +15,7 @@ def free_port():
 
 def launch(command, folder):
     """A process with one CPU device, whose compiled programs are kept in `folder`."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    env = one_device(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"))
     env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=env, **pipes)

@@ -1,11 +1,11 @@
 """Runs of a tiny model on digits: in this process, or as a process that tests stop and kill."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 
+from environments import one_device
 from paths import ROOT
 
 from vit_jax import config
@@ -34,8 +34,7 @@ def tiny(**train):
 
 def start(config_file, workdir, *arguments):
     """A real training process on one CPU device."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(config_file.parent / "compiled")}
+    env = one_device(JAX_COMPILATION_CACHE_DIR=str(config_file.parent / "compiled"))
     command = [
         sys.executable,
         "train.py",

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import pytest
+from environments import one_device
 from paths import ROOT
 
 from vit_jax.run import cpu
@@ -25,8 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 def train(workdir, cache, *arguments, **environment):
     """The lines that a run of three steps on one CPU device wrote."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache), **environment}
+    env = one_device(JAX_COMPILATION_CACHE_DIR=str(cache), **environment)
     command = [sys.executable, "train.py", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
     command += [f"--config.{field}" for field in FIELDS.split()] + list(arguments)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import slurm
 import yaml
+from environments import one_device
 from paths import ROOT
 from processes import free_port
 from tiny_run import read_until
@@ -30,10 +31,9 @@ CHIPS_A_HOST = 4  # of a v5e slice of several hosts
 
 def environment(folder, **more):
     """That of a user whose `python` is the one of these tests, with one CPU device a process."""
-    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
-    caches = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    return kept | {"PATH": path, "PYTHONUNBUFFERED": "1", **caches, **more}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = one_device(JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"))
+    return env | {"PATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 def launch(command, env):

@@ -1,7 +1,6 @@
 """`vit_jax.config`, `vit_jax.train` and what comes of them, as in a notebook."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from environments import one_device
 from paths import ROOT
 from PIL import Image
 from tiny_run import tiny
@@ -51,11 +51,10 @@ AFTER = "print(os.getpid(), STATE == state())"
 def test_ten_lines_train_evaluate_predict_and_plot_in_one_process(tmp_path):
     assert len([line for line in SCRIPT.splitlines() if line]) <= 10
     script = BEFORE + SCRIPT.replace("WORKDIR", repr(str(tmp_path / "run"))) + AFTER
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env=env,
+        env=one_device(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
