@@ -18,6 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import checkpoint, diagnose, loop
 from vit_jax.sections import Optim, Preprocess, Train
+from vit_jax.training import guard as guards
 from vit_jax.training import optim
 from vit_jax.training import step as steps
 from vit_jax.weights.formats import orbax
@@ -63,7 +64,7 @@ def test_bad_steps_are_skipped_and_one_more_halts_with_the_state_before_it(fixed
 def test_a_loss_far_above_the_usual_one_is_a_spike(fixed):
     state, make = fixed
     usual = state.guard._replace(usual=jnp.float32(0.1))
-    late = state._replace(step=jnp.int32(steps.SPIKE_AFTER), guard=usual)
+    late = state._replace(step=jnp.int32(guards.SPIKE_AFTER), guard=usual)
     step = make(spike=3.0)
     assert bool(step(late, make_batch(0)).guard.halted)
     assert not bool(step(late._replace(step=jnp.int32(1)), make_batch(0)).guard.halted)

@@ -99,6 +99,18 @@ def test_mixing_keeps_label_mass_and_follows_the_pixels(cfg):
     assert seen == {name for name in ("mixup", "cutmix") if getattr(cfg, name)}
 
 
+@pytest.mark.parametrize("cfg", [Loss(mixup=1.0), Loss(cutmix=1.0)])
+def test_copies_of_an_image_are_mixed_with_another_image(cfg):
+    """A batch as repeated augmentation fills it, begun and ended within the copies of an image."""
+    slot = (jnp.arange(8) + 2) // 3
+    image = jnp.broadcast_to(jnp.float32(slot).reshape(8, 1, 1, 1), (8, 16, 16, 1))
+    met = np.zeros(8, bool)
+    for i in range(8):
+        _, labels = mixing.mix(image, jnp.eye(4)[slot], key=jax.random.key(i), cfg=cfg, by=3)
+        met |= np.asarray(labels.max(axis=1)) < 1
+    assert met.all()
+
+
 def test_mixing_is_a_function_of_the_key_alone():
     draw = lambda i: prepare(make_batch(), 5, key=jax.random.key(i), cfg=Loss(mixup=1.0))
     jax.tree.map(np.testing.assert_array_equal, draw(1), draw(1))

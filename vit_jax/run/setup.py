@@ -123,6 +123,7 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         loss=cfg.loss,
         teacher=teacher and _teacher(cfg, spec, teacher),
         class_weights=_class_weights(cfg, spec.model.classes, data.train),
+        repeats=cfg.data.repeats,
     )
 
     def fresh() -> Any:

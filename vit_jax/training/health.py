@@ -15,8 +15,7 @@ import numpy as np
 from vit_jax.models.stack import STACK
 from vit_jax.models.vitals import HEALTH
 from vit_jax.training import tables
-from vit_jax.training.mixing import prepare
-from vit_jax.training.step import DROPOUT, MIX, Recipe, State, loss_of
+from vit_jax.training.step import DROPOUT, Recipe, State, examples_of, loss_of
 
 PART = 8  # of a batch is measured, where devices and micro-batches allow: at each 50th step 0.3 % of the time
 DEAD_SCALE = 1e-8  # a hundredth of the smallest first value of CaiT (arXiv:2103.17239 section 3)
@@ -53,9 +52,7 @@ def measure(
 ) -> Vitals:
     """The Vitals of `state`, as `train_step` takes it, on the first of `parts` parts of a batch."""
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    classes: int = recipe.model.cfg.classes  # pyright: ignore
-    mix = jax.random.fold_in(key, MIX)
-    examples = prepare(batch, classes, key=mix, cfg=recipe.loss, class_weights=recipe.class_weights)
+    examples = examples_of(batch, recipe, key)
     part = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:])[:, 0], examples)
     objective = functools.partial(
         loss_of,

@@ -27,13 +27,19 @@ class Examples(NamedTuple):
 
 
 def prepare(
-    batch: Any, classes: int, *, key: jax.Array, cfg: Loss, class_weights: tuple[float, ...] = ()
+    batch: Any,
+    classes: int,
+    *,
+    key: jax.Array,
+    cfg: Loss,
+    class_weights: tuple[float, ...] = (),
+    repeats: int = 1,
 ) -> Examples:
-    """Smoothed labels, and images and labels mixed."""
+    """Smoothed labels, and images and labels mixed; `repeats` rows after one another are of one image."""
     label_b, weight_b = jnp.asarray(batch.label), jnp.asarray(batch.weight)
     target_bc = losses.smooth(label_b, classes, cfg.label_smoothing)
     pixels_bhwc = jnp.asarray(batch.image).astype(jnp.float32)
-    pixels_bhwc, target_bc = mix(pixels_bhwc, target_bc, key=key, cfg=cfg)
+    pixels_bhwc, target_bc = mix(pixels_bhwc, target_bc, key=key, cfg=cfg, by=repeats)
     examples = Examples(pixels_bhwc, target_bc, weight_b, own=label_b if label_b.ndim == 2 else None)
     if not class_weights:
         return examples
@@ -55,36 +61,37 @@ def _class_weights(weight_c: jax.Array, label_b: jax.Array, weight_b: jax.Array,
 
 
 def mix(
-    image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, cfg: Loss
+    image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, cfg: Loss, by: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Float images and targets of the batch after mixup or CutMix, drawn once a batch; a coin chooses.
 
-    Each example meets the one before it in the batch.
+    Each example meets the one `by` rows before it in the batch: with repeated augmentation another image,
+    not another copy of its own. A row so near is on the same device, or on the next one.
     """
     if cfg.mixup and cfg.cutmix:
         coin, key = jax.random.split(key)
         first = jax.random.bernoulli(coin)
-        a = mixup(image_bhwc, target_bc, key=key, alpha=cfg.mixup)
-        b = cutmix(image_bhwc, target_bc, key=key, alpha=cfg.cutmix)
+        a = mixup(image_bhwc, target_bc, key=key, alpha=cfg.mixup, by=by)
+        b = cutmix(image_bhwc, target_bc, key=key, alpha=cfg.cutmix, by=by)
         return jnp.where(first, a[0], b[0]), jnp.where(first, a[1], b[1])
     if cfg.mixup:
-        return mixup(image_bhwc, target_bc, key=key, alpha=cfg.mixup)
+        return mixup(image_bhwc, target_bc, key=key, alpha=cfg.mixup, by=by)
     if cfg.cutmix:
-        return cutmix(image_bhwc, target_bc, key=key, alpha=cfg.cutmix)
+        return cutmix(image_bhwc, target_bc, key=key, alpha=cfg.cutmix, by=by)
     return image_bhwc, target_bc
 
 
 def mixup(
-    image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, alpha: float
+    image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, alpha: float, by: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """x -> l x + (1 - l) x', l from Beta(alpha, alpha), its larger side. arXiv:1710.09412 eq. 1."""
     share = _share(key, alpha)
-    blend = lambda x: share * x + (1.0 - share) * jnp.roll(x, 1, axis=0)
+    blend = lambda x: share * x + (1.0 - share) * jnp.roll(x, by, axis=0)
     return blend(image_bhwc), blend(target_bc)
 
 
 def cutmix(
-    image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, alpha: float
+    image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, alpha: float, by: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """A box of area 1 - l from x', cut off at the edges; labels by the area. arXiv:1905.04899 section 3.2."""
     of_share, of_centre = jax.random.split(key)
@@ -94,8 +101,8 @@ def cutmix(
     row_h, column_w = (_between(centre[i], side, n) for i, n in enumerate((h, w)))
     box_hw = row_h[:, None] & column_w[None, :]
     kept = 1.0 - box_hw.astype(jnp.float32).mean()
-    image_bhwc = jnp.where(box_hw[None, :, :, None], jnp.roll(image_bhwc, 1, axis=0), image_bhwc)
-    return image_bhwc, kept * target_bc + (1.0 - kept) * jnp.roll(target_bc, 1, axis=0)
+    image_bhwc = jnp.where(box_hw[None, :, :, None], jnp.roll(image_bhwc, by, axis=0), image_bhwc)
+    return image_bhwc, kept * target_bc + (1.0 - kept) * jnp.roll(target_bc, by, axis=0)
 
 
 def _share(key: jax.Array, alpha: float) -> jax.Array:

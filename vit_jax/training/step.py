@@ -17,13 +17,12 @@ from vit_jax.models import lora
 from vit_jax.models.vitals import HEALTH
 from vit_jax.sections import Loss, Optim, Preprocess, Train
 from vit_jax.training import losses
+from vit_jax.training.guard import Guard, compare_with_usual, open_guard
 from vit_jax.training.losses import in_top, in_top_of
 from vit_jax.training.mixing import Examples, prepare
 from vit_jax.training.optim import follow
 
 DROPOUT, MIX, PATCH = 0, 1, 2  # streams of random numbers that never meet
-USUAL_DECAY = 0.98  # of the usual loss: a mean over about 50 steps
-SPIKE_AFTER = 50  # steps before a loss is compared with the usual one
 
 
 class Sums(NamedTuple):
@@ -46,14 +45,6 @@ class EvalSums(NamedTuple):
     hits_c: jax.Array
     examples_c: jax.Array
     confusion_cc: jax.Array | None = None
-
-
-class Guard(NamedTuple):
-    """Steps skipped so far, int32; the usual loss, a float32 running mean; whether the run must stop."""
-
-    skipped: jax.Array
-    usual: jax.Array
-    halted: jax.Array
 
 
 class State(NamedTuple):
@@ -82,7 +73,8 @@ class Teacher(NamedTuple):
 class Recipe:
     """All that a step needs beside arrays; `optimizer` is made from `optim` and the length of the run.
 
-    `class_weights` are those of `loss.class_weights`, one a class; empty: all are 1.
+    `class_weights` are those of `loss.class_weights`, one a class; empty: all are 1. `repeats` is how many
+    copies of an image follow one another in a batch.
     """
 
     model: nn.Module
@@ -94,6 +86,7 @@ class Recipe:
     loss: Loss = dataclasses.field(default_factory=Loss)
     teacher: Teacher | None = None
     class_weights: tuple[float, ...] = ()
+    repeats: int = 1
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False) -> State:
@@ -117,9 +110,7 @@ def train_step(
     `train.max_skipped` of them halts: the state stays as it was before that step, whatever comes after.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    classes: int = recipe.model.cfg.classes  # pyright: ignore
-    mix = jax.random.fold_in(key, MIX)
-    examples = prepare(batch, classes, key=mix, cfg=recipe.loss, class_weights=recipe.class_weights)
+    examples = examples_of(batch, recipe, key)
     total = jnp.maximum(examples.weight.sum(), 1.0)
     fixed = {"teacher_params": teacher_params, "base_params": base_params}
     dropout = jax.random.fold_in(key, DROPOUT)
@@ -137,9 +128,21 @@ def train_step(
     ema = follow(state.ema, params, recipe.optim.ema) if recipe.optim.ema else None
     # Not of the updates: all of the new state would wait for their norm, beside the old one in memory.
     sound = jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.norm(grads))
-    sound, usual = _compare_with_usual(state, sound, sums.loss / total, recipe.train.spike)
+    sound, usual = compare_with_usual(state.guard, state.step, sound, sums.loss / total, recipe.train.spike)
     stepped = State(state.step + 1, params, opt_state, window, state.guard._replace(usual=usual), ema)
     return _guarded(state, stepped, sound, recipe.train.max_skipped)
+
+
+def examples_of(batch: Any, recipe: Recipe, key: jax.Array) -> Examples:
+    """The batch made ready for the loss, as a step with `key` mixes it."""
+    return prepare(
+        batch,
+        recipe.model.cfg.classes,  # pyright: ignore
+        key=jax.random.fold_in(key, MIX),
+        cfg=recipe.loss,
+        class_weights=recipe.class_weights,
+        repeats=recipe.repeats,
+    )
 
 
 def _at_drawn_patches(
@@ -199,15 +202,6 @@ def _gradient(
     return grads, sums
 
 
-def _compare_with_usual(
-    state: State, sound: jax.Array, loss: jax.Array, spike: float
-) -> tuple[jax.Array, jax.Array]:
-    """`sound`, but False for a `loss` above `spike` times the usual one (0: any), and the new usual loss."""
-    if spike:
-        sound &= (state.step < SPIKE_AFTER) | (loss <= spike * state.guard.usual)
-    return sound, jnp.where(state.step == 0, loss, follow(state.guard.usual, loss, USUAL_DECAY))
-
-
 def _guarded(state: State, stepped: State, sound: jax.Array, max_skipped: int) -> State:
     """`stepped` after a sound step, else `state` with one more step counted as skipped, or halted."""
     guard = state.guard
@@ -218,11 +212,6 @@ def _guarded(state: State, stepped: State, sound: jax.Array, max_skipped: int) -
     )
     take = sound & ~halted
     return jax.tree.map(lambda new, old: jax.lax.select(take, new, old), stepped, kept)
-
-
-def open_guard() -> Guard:
-    """The guard of a new run: nothing skipped, no usual loss yet."""
-    return Guard(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.bool_))
 
 
 def accumulate(
