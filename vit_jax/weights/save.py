@@ -12,7 +12,7 @@ from vit_jax.fields import fail
 from vit_jax.sections import UNTOLD, Model, Preprocess
 from vit_jax.weights import dialects, layout, load, prefixes
 from vit_jax.weights.dialect import Dialect, Flat
-from vit_jax.weights.formats import hf_folder, npz, safetensors
+from vit_jax.weights.formats import hf_folder, npz, processors, safetensors
 
 FORMATS = {".npz": npz, ".safetensors": safetensors}
 NUMERICS = ("gelu", "norm_eps")
@@ -64,7 +64,7 @@ def write(
         fail(f"{path} is a file, not a folder: name another")
     paths.make_folder(path)
     _put(path / hf_folder.WEIGHTS, arrays, model, into, chosen)
-    seen = hf_folder.preprocessor(preprocess or into.preprocess(model), model.image_hw)
+    seen = processors.written(preprocess or into.preprocess(model), model.image_hw)
     hf_folder.write(path, config, seen)
 
 
