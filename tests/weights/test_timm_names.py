@@ -1,5 +1,6 @@
 """Models by the names of timm: its own files load and agree, and what is not built here is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch_reference
+from paths import GOLDEN
 from torch_reference import case
 from weight_files import arrays, assert_same
 
@@ -31,6 +33,9 @@ NAMES = {
     "vit_pe_core_tiny_patch16_384": 2,
     "flexivit_small": 2,
     "mixer_b16_224": 12,
+    "vit_tiny_r_s16_p8_224": 2,
+    "vit_small_r26_s32_224": 2,
+    "vit_base_r50_s16_224": 1,
 }
 
 
@@ -72,6 +77,25 @@ def test_a_file_of_timms_own_model_loads_and_agrees(timm, name, tmp_path):
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     weights = read(tmp_path / "w.safetensors")
     agree(weights, model, weights.model.image_hw[0])
+    if weights.model.stem_width:
+        write(tmp_path / "again.safetensors", weights.params, weights.model, dialect="timm")
+        assert_same(loaded(tmp_path / "again.safetensors"), loaded(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["hybrid_resnet", "hybrid_stem"])
+def test_a_hybrid_in_timms_names_computes_with_timms_epsilons(name, tmp_path):
+    official, path = read(GOLDEN / f"{name}.npz"), tmp_path / "w.safetensors"
+    model = dataclasses.replace(official.model, gelu="exact")
+    with pytest.raises(UserError, match=r"model.stem_eps=official \(read as timm\): .*numerics=theirs"):
+        write(path, official.params, model, dialect="timm")
+    write(path, official.params, model, dialect="timm", numerics="theirs")
+    back = read(path)
+    assert back.model == dataclasses.replace(model, stem_eps="timm", posemb_method="bicubic_antialias")
+    assert_same(flatten(back.params), flatten(official.params))
+    with pytest.raises(UserError, match=r"model.stem_eps=timm \(read as official\)"):
+        write(
+            tmp_path / "w.npz", back.params, dataclasses.replace(back.model, gelu="tanh"), dialect="official"
+        )
 
 
 @pytest.mark.parity
@@ -118,7 +142,7 @@ def test_a_file_in_the_names_of_dinov3s_authors_is_what_timm_reads(timm, tmp_pat
     [
         ("blocks.0.attn.relative_position_bias_table", "BEiT"),
         ("embeds.proj.weight", "NaFlexViT"),
-        ("patch_embed.backbone.stem.conv.weight", "a hybrid in the names of timm"),
+        ("patch_embed.backbone.0.conv.weight", "a hybrid of another stem than ResNetV2"),
         ("rope.freqs", "learned rotary frequencies"),
         ("blocks.0.attn.lambda_q1", "differential attention"),
         ("blocks.0.attn.in_proj.weight", "parallel attention"),
@@ -224,11 +248,10 @@ def test_timms_config_names_classes_pooling_and_the_gelu(tmp_path):
 
 
 def test_a_thousand_classes_of_timm_are_imagenets_where_the_tag_says_so():
-    assert published.class_names(None, 1000, imagenet=True)[0] == "tench"
+    assert published.class_names(None, 1000, imagenet=True)[0] == "tench, Tinca tinca"
     assert published.class_names(None, 1000) == ()
-    read_told = lambda tag, n: timm_folder.read_timm(
-        {"num_classes": n, "pretrained_cfg": {"tag": tag}}, Path("c")
-    )
+    told = lambda tag: {"num_classes": 1000, "pretrained_cfg": {"tag": tag}}
+    read_told = lambda tag: timm_folder.read_timm(told(tag), Path("config.json"))
     assert read_told("augreg_in21k_ft_in1k").imagenet
     assert read_told("augreg_in21k_ft_in1k_384").imagenet
     assert not read_told("augreg_in21k").imagenet

@@ -15,7 +15,7 @@ from vit_jax.weights.dialect import Dialect, Flat
 from vit_jax.weights.formats import hf_folder, npz, processors, safetensors
 
 FORMATS = {".npz": npz, ".safetensors": safetensors}
-NUMERICS = ("gelu", "norm_eps")
+NUMERICS = ("gelu", "norm_eps", "stem_eps")
 
 
 def write(
@@ -33,8 +33,8 @@ def write(
 
     `path` ends in .npz or .safetensors, or is a folder of transformers that `dialect="huggingface"` makes,
     with `preprocess` (the family's if None), `class_names` and `loss` in it. With `numerics="theirs"` a file
-    is also written where its readers will compute with another GELU or epsilon than `model`. Raises UserError
-    if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
+    is also written where its readers will compute with another GELU or other epsilons than `model`. Raises
+    UserError if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
     """
     path, flat = paths.of(path), flatten(params)
     families = [d for d in dialects.DIALECTS if d.name == dialect]
