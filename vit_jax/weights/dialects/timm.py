@@ -6,6 +6,7 @@ All of them compute with the exact GELU and an epsilon of 1e-6, and resize posit
 import dataclasses
 
 from vit_jax.sections import Model, Preprocess
+from vit_jax.sections.model import PosembMethod
 from vit_jax.weights.dialect import (
     Dialect,
     Flat,
@@ -173,6 +174,13 @@ BODY = (
     *(row for row in COMMON if not row.ours.startswith("head")),
     Row("embed/registers", "register_tokens"),
 )
+
+
+def registers_antialias(model: Model) -> dict[str, PosembMethod]:
+    """With registers, DINOv2's authors and transformers resize positions with antialiasing; without, not."""
+    return {"posemb_method": "bicubic_antialias"} if model.registers else {}
+
+
 _DINOV2 = Dialect(
     name="dinov2",
     variant="DINOv2",
@@ -183,6 +191,7 @@ _DINOV2 = Dialect(
     mask="mask_token",
     ignored={"mask_token": MASK},
     numerics=NUMERICS,
+    derived=registers_antialias,
     posemb_method="bicubic",
 )
 _DINOV2_SWIGLU = dataclasses.replace(
