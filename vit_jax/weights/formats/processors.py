@@ -76,6 +76,8 @@ def read(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
 def _sizes(tree: Tree) -> tuple[Tree, tuple[int, int] | None]:
     """`resize` and `crop_fraction`, and the size that comes out; None where images come as they are."""
     size, cropped = tree["size"], tree["do_center_crop"]
+    if isinstance(size, list | tuple):
+        size = dict(zip(("height", "width"), size, strict=True))
     if not isinstance(size, dict):
         size = {"height": size, "width": size} if tree["default_to_square"] else {"shortest_edge": size}
     if not tree["do_resize"]:
@@ -90,7 +92,9 @@ def _sizes(tree: Tree) -> tuple[Tree, tuple[int, int] | None]:
         if "height" not in size:
             fail(f"size={size} without do_center_crop gives images of many sizes: use height and width")
         return {"resize": "squash"}, before_hw
-    crop = tree["crop_size"]
+    crop = tree.get("crop_size") or fail("do_center_crop without crop_size is not done here: say the size")
+    if isinstance(crop, list | tuple):
+        crop = dict(zip(("height", "width"), crop, strict=True))
     seen_hw: tuple[int, int] = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
     h, w = seen_hw[0] / before_hw[0], seen_hw[1] / before_hw[1]
     if h != w or h > 1:
