@@ -76,10 +76,9 @@ def read(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
 def _sizes(tree: Tree) -> tuple[Tree, tuple[int, int] | None]:
     """`resize` and `crop_fraction`, and the size that comes out; None where images come as they are."""
     size, cropped = tree["size"], tree["do_center_crop"]
-    if isinstance(size, list | tuple):
-        size = dict(zip(("height", "width"), size, strict=True))
-    if not isinstance(size, dict):
-        size = {"height": size, "width": size} if tree["default_to_square"] else {"shortest_edge": size}
+    if not isinstance(size, dict | list | tuple):
+        size = [size, size] if tree["default_to_square"] else {"shortest_edge": size}
+    size = _named(size)
     if not tree["do_resize"]:
         if cropped:
             fail("do_center_crop without do_resize is not done here: say the size before the crop")
@@ -93,15 +92,19 @@ def _sizes(tree: Tree) -> tuple[Tree, tuple[int, int] | None]:
             fail(f"size={size} without do_center_crop gives images of many sizes: use height and width")
         return {"resize": "squash"}, before_hw
     crop = tree.get("crop_size") or fail("do_center_crop without crop_size is not done here: say the size")
-    if isinstance(crop, list | tuple):
-        crop = dict(zip(("height", "width"), crop, strict=True))
-    seen_hw: tuple[int, int] = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+    height_width = _named([crop, crop] if isinstance(crop, int) else crop)
+    seen_hw = height_width["height"], height_width["width"]
     h, w = seen_hw[0] / before_hw[0], seen_hw[1] / before_hw[1]
     if h != w or h > 1:
         fail(f"crop_size={crop} of size={size} is not done here: use a smaller crop of the same shape")
     if h == 1 and "height" in size:
         return {"resize": "squash"}, seen_hw
     return {"resize": "squash_crop" if "height" in size else "crop", "crop_fraction": h}, seen_hw
+
+
+def _named(size: Any) -> dict[str, int]:
+    """A size whose numbers have names. Raises ValueError for a list that is no height and width."""
+    return size if isinstance(size, dict) else dict(zip(("height", "width"), size, strict=True))
 
 
 def _statistics(tree: Tree) -> Tree:
