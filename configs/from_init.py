@@ -2,7 +2,8 @@
 
     python train.py --config configs/from_init.py:REF --config.data.dir=pets --workdir runs/pets
 
-REF is a run, a file, a folder of transformers or timm, an address or a published name, such as augreg/B_16.
+REF is a run, a file, a folder of transformers or timm, an address, a published name, such as augreg/B_16, or
+org/name of the Hugging Face Hub (extra `hub`).
 Optimized as in MAE's end-to-end fine-tuning (arXiv:2111.06377 table 9), whose learning rate is 1e-3 for 256
 images, but for 20 epochs, in batches for small data, with gentler crops and without mixing of images.
 Unmeasured here.

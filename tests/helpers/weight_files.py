@@ -1,5 +1,6 @@
 """What the tests of weight files share."""
 
+import dataclasses
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from paths import GOLDEN
 from vit_jax.models.build import build
 from vit_jax.sections import Model
 from vit_jax.weights import layout
+from vit_jax.weights.adapt import Weights
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -50,6 +52,20 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 def logits(model: Model, params: Any, images: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(build(model).apply)({"params": params}, images))
+
+
+def outputs(weights: Weights, images_bhwc: np.ndarray) -> np.ndarray:
+    """Logits, or the features that a head would see, through a head that is the identity."""
+    model, params = weights.model, weights.params
+    if not model.classes:
+        one = {"distill_head": False} if model.distill_token else {}
+        model = dataclasses.replace(model, classes=model.features, **one)
+        head = {
+            "kernel": np.eye(model.features, dtype=np.float32),
+            "bias": np.zeros(model.features, np.float32),
+        }
+        params = params | {"head": head}
+    return np.asarray(jax.jit(build(model).apply)({"params": params}, images_bhwc))
 
 
 def images(name: str) -> np.ndarray:

@@ -151,6 +151,7 @@ PERTURBED: dict[str, tuple[dict[str, Any], Any]] = {
     "stochastic_depth": (SMALL, 0.1),
     "gelu": (SMALL, "exact"),
     "norm_eps": (SMALL, 1e-5),
+    "stem_eps": (HYBRID, "timm"),
     "head_bias": (SMALL, -1.0),
     "dtype": (SMALL, "bfloat16"),
 }

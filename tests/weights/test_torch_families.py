@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch_reference
 from torch_reference import CASES, STORED, case
-from weight_files import arrays, assert_same
+from weight_files import arrays, assert_same, outputs
 
 from vit_jax.errors import UserError
 from vit_jax.models.build import build, init
@@ -41,17 +41,6 @@ def stored(name: str, folder: Path) -> Weights:
 def untold(model: Model) -> Model:
     """The model but for how positions are resized, which a family has and a case does not say."""
     return dataclasses.replace(model, posemb_method="official")
-
-
-def outputs(weights: Weights, images_bhwc: np.ndarray) -> np.ndarray:
-    """Logits, or the features that a head would see, through a head that is the identity."""
-    model, params = weights.model, weights.params
-    if not model.classes:
-        width = model.pre_logits or model.width
-        model = dataclasses.replace(model, classes=width)
-        head = {"kernel": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
-        params = params | {"head": head}
-    return np.asarray(jax.jit(build(model).apply)({"params": params}, images_bhwc))
 
 
 @pytest.mark.parametrize("name", CASES)

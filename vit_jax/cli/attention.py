@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vit_jax.cli.common import FIGURES, make_parser, nonempty_path, output_path, run_command, save_sheet
+from vit_jax.cli.common import FIGURES, REF, make_parser, nonempty_path, output_path, run_command, save_sheet
 from vit_jax.paths import Path
 
 EXAMPLES = """examples:
@@ -23,7 +23,7 @@ HEAT = 0.6  # share of the map in an overlay
 def main() -> None:
     """Parse the command line, run once, print and draw."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument("image", type=nonempty_path, help="image file")
     parser.add_argument("--out", type=output_path(*FIGURES), help="draw the maps over the image to this file")
     parser.add_argument(

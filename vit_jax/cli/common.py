@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vit_jax.sections import Data
 
 FIGURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")  # endings of what matplotlib writes
+REF = "run directory, one step of it, file, folder, address, published name, org/name of the Hugging Face Hub"
 IMAGES = "image files, folders, patterns, or - for names on stdin"  # of what `image_files` takes
 SIGPIPE = 13  # the number that a shell counts 128 from; Windows has no such signal
 PANEL_PX = 224  # pictures of fewer pixels are shown with each pixel a square

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument(
         "ref",
         help="run directory, one step of it, .npz or .safetensors file, folder of transformers or timm, "
-        "address, or published name",
+        "address, published name, or org/name of the Hugging Face Hub",
     )
     parser.add_argument("out", help=".npz or .safetensors file to write, or a folder (huggingface)")
     parser.add_argument("--dialect", required=True, choices=dialects.names(), help="whose layout")

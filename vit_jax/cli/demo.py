@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_jax.cli.common import make_parser, nonempty_path, run_command
+from vit_jax.cli.common import REF, make_parser, nonempty_path, run_command
 from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def bind(host: str, port: int) -> Server:
 def main() -> None:
     """Parse the command line, load, compile, serve until Ctrl-C."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument(
         "--features", type=nonempty_path, help="file of embed: show the nearest of its images"
     )

@@ -10,6 +10,7 @@ import numpy as np
 from vit_jax import config, paths
 from vit_jax.cli.common import (
     IMAGES,
+    REF,
     data_of_files,
     image_names,
     make_parser,
@@ -36,7 +37,7 @@ are seen as the model's evaluation sees them; --data.field=value says otherwise,
 def main() -> None:
     """Parse the command line, compute, write, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument("images", nargs="+", help=IMAGES)
     parser.add_argument("--out", required=True, type=output_path(".npz", ".parquet"), help="file to write")
     parser.add_argument("--layer", type=int, default=-1, help="block, from 0, or back from -1 (default: -1)")

@@ -11,6 +11,7 @@ from vit_jax import config
 from vit_jax.cli import evaluate_sets
 from vit_jax.cli.common import (
     FIGURES,
+    REF,
     data_for,
     make_parser,
     output_path,
@@ -41,7 +42,7 @@ the number of the example in the split. --worst draws the most confident errors.
 def main() -> None:
     """Parse the command line, evaluate, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--patch_size", type=int, help="resize the patch embedding for patches of this size")

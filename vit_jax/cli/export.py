@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from vit_jax import paths
-from vit_jax.cli.common import make_parser, output_path, run_command
+from vit_jax.cli.common import REF, make_parser, output_path, run_command
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -29,7 +29,7 @@ ATOL = 1e-5  # of logits of order one: the same operations, compiled as another 
 def main() -> None:
     """Parse the command line, export, reload, compare, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument("out", type=output_path(), help="file to write")
     parser.add_argument("--platforms", default="", help="cpu, cuda, rocm or tpu, with commas (default: here)")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")

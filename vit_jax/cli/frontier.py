@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from vit_jax.cli import evaluate
-from vit_jax.cli.common import FIGURES, make_parser, output_path, run_command, save_figure
+from vit_jax.cli.common import FIGURES, REF, make_parser, output_path, run_command, save_figure
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
 
@@ -40,7 +40,7 @@ class Point(NamedTuple):
 def main() -> None:
     """Parse the command line, evaluate each size, time them in turns, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument("--patch_sizes", type=_sizes, help="pixels, with commas (default: the model's own)")
     parser.add_argument("--image_sizes", type=_sizes, help="pixels, with commas (default: the model's own)")
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")

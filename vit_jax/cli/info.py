@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from vit_jax import paths
-from vit_jax.cli.common import make_parser, run_command
+from vit_jax.cli.common import REF, make_parser, run_command
 from vit_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -21,7 +21,7 @@ def main() -> None:
 
     names = "\n".join(f"  {name}" for name in published.TABLE)
     parser = make_parser(__doc__, f"{EXAMPLES}\npublished checkpoints:\n{names}")
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
 

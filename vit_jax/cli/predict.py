@@ -10,6 +10,7 @@ from vit_jax.cli.common import (
     FIGURES,
     IMAGES,
     PANEL_PX,
+    REF,
     data_of_files,
     image_names,
     make_parser,
@@ -41,7 +42,7 @@ NO_CLASS = "none"  # of an empty set
 def main() -> None:
     """Parse the command line, predict a batch at a time, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument("images", nargs="+", help=IMAGES)
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     parser.add_argument("--coverage", type=float, help="print the set that holds the truth this often")

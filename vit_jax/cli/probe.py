@@ -15,7 +15,16 @@ import numpy as np
 
 from vit_jax import config, paths
 from vit_jax.cli import suspects
-from vit_jax.cli.common import data_for, make_parser, nonempty_path, output_path, progress, run_command, tell
+from vit_jax.cli.common import (
+    REF,
+    data_for,
+    make_parser,
+    nonempty_path,
+    output_path,
+    progress,
+    run_command,
+    tell,
+)
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
@@ -53,7 +62,7 @@ Row = tuple[str, str, str, str, str]
 def main() -> None:
     """Parse the command line, get the features, probe them, print."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument("ref", help="run directory, one step of it, file, folder, address or published name")
+    parser.add_argument("ref", help=REF)
     parser.add_argument(
         "--layers", type=int, help="how many of the last blocks (default: 4, or all of fewer)"
     )

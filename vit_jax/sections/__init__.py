@@ -34,7 +34,9 @@ class Config:
     """A whole run."""
 
     seed: int = field(0, "decides every random choice: parameters, order, augmentation, dropout", least=0)
-    init: str = field("", "weights to start from: run, file, address or published name; empty: fresh")
+    init: str = field(
+        "", "weights to start from: run, file, address, published name or org/name of the Hub; empty: fresh"
+    )
     init_posemb: Literal["auto", PosembMethod] = field(
         "auto",
         "how positions of init are resized; auto: as its family; official: align-corners bilinear",

@@ -99,6 +99,12 @@ class Model:
         "tanh", "GELU form; the official files use tanh, OpenAI's CLIP x sigmoid(1.702 x)"
     )
     norm_eps: float = field(1e-6, "epsilon of every LayerNorm", least=0)
+    stem_eps: Literal["official", "timm"] = field(
+        "official",
+        "epsilons of the stem: 1e-5 beside a kernel's deviation and 1e-6 in GroupNorm, or timm's, 1e-8 "
+        "beside its variance and 1e-5",
+        mixer="official",
+    )
     head_bias: float = field(0.0, "initial bias of the zero-initialised head", **TRAINING)
     dtype: Literal["float32", "bfloat16"] = field(
         "float32", "dtype of matrix products; parameters stay float32", **TRAINING

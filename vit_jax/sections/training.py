@@ -69,7 +69,9 @@ class Loss:
     label_smoothing: float = rate("share of a label spread over all classes")
     mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: none", least=0)
     cutmix: float = field(0.0, "alpha of the area cut from another image; with mixup: in turns", least=0)
-    teacher: str = field("", "distillation teacher: run, file, address or published name; empty: none")
+    teacher: str = field(
+        "", "distillation teacher: run, file, address, published name or org/name of the Hub; empty: none"
+    )
     distill: Literal["hard", "soft"] = field("hard", "towards the teacher's best class, or its probabilities")
     distill_weight: float = share(0.5, "share of the distillation loss in the whole", hint=NO_TEACHER)
     temperature: float = field(1.0, "distill=soft: divides both logits", above=0)

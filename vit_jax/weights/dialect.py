@@ -24,10 +24,13 @@ Shapes = dict[str, Shape]
 PLACEHOLDERS = {
     "i": r"0|[1-9]\d*",
     "j": r"0|[1-9]\d*",
+    "i0": r"0|[1-9]\d*",
+    "j0": r"0|[1-9]\d*",
     "n": r"[1-3]",
     "leaf": r"kernel|bias|scale",
     "part": r"query|key|value|out",
 }
+FROM_ZERO = {"i": "i0", "j": "j0"}  # the same, counted from one and from zero
 
 
 class Layout(NamedTuple):
@@ -208,7 +211,13 @@ def pattern(template: str) -> re.Pattern[str]:
 
 def fill(template: str, match: re.Match[str]) -> str:
     """`template` with its placeholders as they were found."""
-    return template.format(**match.groupdict())
+    found = match.groupdict()
+    for one, zero in FROM_ZERO.items():
+        if one in found:
+            found[zero] = str(int(found[one]) - 1)
+        elif zero in found:
+            found[one] = str(int(found[zero]) + 1)
+    return template.format(**found)
 
 
 def norm(ours: str, theirs: str) -> tuple[Row, ...]:

@@ -18,6 +18,7 @@ from vit_jax.weights import adapt, dialects, layout, published, steps
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.dialect import Dialect, Shapes, Source
 from vit_jax.weights.formats import hf_folder, npz, orbax, safetensors
+from vit_jax.weights.formats.told import Told
 from vit_jax.weights.prefixes import Unwrapped, unwrap
 from vit_jax.weights.report import Note, Report
 from vit_jax.weights.resolve import Place, Step, resolve
@@ -40,8 +41,8 @@ def read(ref: str | os.PathLike[str], wish: Wish | None = None) -> Weights:
     """The weights of `ref`, adapted to `wish`. Raises UserError.
 
     `ref` is a run (its best step, else its newest), one step of it, a file, a folder of transformers or timm,
-    an address or a published name; `file.npz:img` is the part of a file under `img`. One without a head
-    comes with none, and 0 classes, unless `wish` says for how many.
+    an address, a published name or a name of the Hub; `file.npz:img` is the part of a file under `img`. One
+    without a head comes with none, and 0 classes, unless `wish` says for how many.
     """
     wish = wish or Wish()
     place = resolve(str(ref))
@@ -67,7 +68,7 @@ class Opened(NamedTuple):
     """A file whose names and shapes are those of a model; no array is read yet."""
 
     archive: Unwrapped
-    told: hf_folder.Told
+    told: Told
     found: Translation
     model: Model  # for images of the size that its positions are stored for
     preprocess: Preprocess
@@ -75,13 +76,17 @@ class Opened(NamedTuple):
 
 def _open(place: Place, wish: Wish) -> Opened:
     whole = npz.Archive(place.path) if place.path.suffix == ".npz" else safetensors.opened(place.path)
-    told = hf_folder.read(place.folder) if place.folder else hf_folder.Told({})
+    told = hf_folder.read(place.folder, place.path.name) if place.folder else Told({})
     archive, prefix = unwrap(whole, place.submodel)
     shapes = {name: entry.shape for name, entry in archive.entries.items()}
     try:
         found = translate(shapes, prefix, told.heads or whole.heads or wish.heads)
         stored_hw = whole.image_hw or told.image_hw
         model = infer(found, whole.fields | told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
+        if wrong := [
+            f"{k} is {getattr(model, k)}, not {n}" for k, n in told.stated.items() if getattr(model, k) != n
+        ]:
+            fail(f"its arrays are of another model than its config.json says: {', '.join(wrong)}")
     except UserError as error:
         fail(f"{place.name}: {error}", command=f"{place.name}: {error.command}")
     channels = layout.channels(found.shapes)
@@ -100,7 +105,7 @@ def _from_file(place: Place, wish: Wish) -> Weights:
         report, converted=(*archive.converted, *converted), ignored=(*archive.ignored, *found.ignored)
     )
     names = _names(told.class_names, model.classes, place.name) or published.class_names(
-        place.published, model.classes
+        place.published, model.classes, imagenet=told.imagenet
     )
     weights = Weights(model, params, names, preprocess, report, told.loss)
     if wish.image_size is not None or told.seen_hw in (None, model.image_hw):

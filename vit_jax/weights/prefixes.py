@@ -32,7 +32,8 @@ BESIDE = {
 UNBUILT = {
     r"(?:.+\.)?relative_position_bias_table": "BEiT, whose attention has a bias for relative positions",
     r"(?:.+\.)?embeds\.proj\.weight": "timm's NaFlexViT",
-    r"(?:.+\.)?patch_embed\.backbone\..+": "a hybrid in the names of timm (its official .npz is read)",
+    r"(?:.+\.)?patch_embed\.backbone\.(?!(?:stem|stages|conv|norm)\.).+": "a hybrid of another stem than "
+    "ResNetV2",
     r"(?:.+\.)?rope\.freqs": "a model with learned rotary frequencies",
     r"(?:.+\.)?attn\.lambda_q1": "a model with differential attention",
     r"(?:.+\.)?attn\.in_proj\.weight": "a model with parallel attention and MLP",

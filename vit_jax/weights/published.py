@@ -52,14 +52,15 @@ def nearest(name: str) -> list[str]:
     return list(dict.fromkeys(found))[:NEAREST]
 
 
-def class_names(published: Published | None, classes: int) -> tuple[str, ...]:
+def class_names(published: Published | None, classes: int, *, imagenet: bool = False) -> tuple[str, ...]:
     """The names of a published head's classes; empty where the head is another or nobody knows.
 
-    21,843 classes are told by their count: there is no other such set in use.
+    With `imagenet` 1,000 are known to be ImageNet's. 21,843 classes are told by their count: there is no
+    other such set in use.
     """
     if classes == 21843:
         return _bundled("imagenet21k")
-    known = published is not None and published.classes == classes == 1000
+    known = classes == 1000 and (imagenet or (published is not None and published.classes == classes))
     return _bundled("imagenet1k") if known else ()
 
 
@@ -138,3 +139,4 @@ def _table() -> dict[str, Published]:
 
 
 TABLE = _table()
+SHELVES = {name.partition("/")[0] for name in TABLE}  # what stands before the slash of the table's names

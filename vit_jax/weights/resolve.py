@@ -6,23 +6,12 @@ from typing import NamedTuple
 
 from vit_jax import paths
 from vit_jax.fields import fail
-from vit_jax.weights import published
+from vit_jax.weights import hub, published
 from vit_jax.weights.download import download, from_bucket
 from vit_jax.weights.formats import hf_folder, orbax, safetensors
 from vit_jax.weights.published import Published
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-PICKLED = (
-    "a torch pickle, which can run code when it is read: convert it once where torch is, with "
-    "`safetensors.torch.save_file(torch.load(PATH, weights_only=True), 'model.safetensors')`"
-)
-
-
 FILE = re.compile(r"(.+\.(?:npz|safetensors|safetensors\.index\.json))(?::([\w/.]+))?")
-
-
-# What open_clip calls its weights.
-OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
 
 class Step(NamedTuple):
@@ -61,8 +50,8 @@ def resolve(ref: str) -> Step | Place:
 
 
 def _file(ref: str) -> Place:
-    if ref.endswith(PICKLES):
-        fail(f"{ref} is {PICKLED}")
+    if ref.endswith(hf_folder.PICKLES):
+        fail(f"{ref} is {hf_folder.PICKLED}")
     match = FILE.fullmatch(ref)
     name, submodel = (match[1], match[2] or "") if match else (ref, "")
     known = published.find(name)
@@ -71,10 +60,23 @@ def _file(ref: str) -> Place:
     if known is not None and not Path(name).exists():
         return Place(download(known.url), ref, submodel, known)
     if not match and not Path(name).exists():
-        near = published.nearest(name)
-        names = f"did you mean {' or '.join(near)}? " if near else ""
-        fail(f"{ref} is no run directory, file or published checkpoint: {names}`info --help` lists all names")
+        return _elsewhere(ref)
     return Place(Path(name), ref, submodel, known)
+
+
+def _elsewhere(ref: str) -> Place:
+    """A model of the Hub, where `ref` may name one; what is here goes first."""
+    absent = f"{ref} is no run directory, file or published checkpoint"
+    first = ref.partition("/")[0]
+    if hub.NAME.fullmatch(ref) and first not in published.SHELVES:
+        if "@" not in ref and Path(first).is_dir():
+            here = f"{first} is a folder here, so the Hugging Face Hub is not asked"
+            fail(f"{absent}: {here} unless for {ref}@main")
+        weights = hub.download(ref, absent)
+        return Place(weights, ref, folder=weights.parent)
+    near = published.nearest(ref)
+    names = f"did you mean {' or '.join(near)}? " if near else ""
+    fail(f"{absent}: {names}`info --help` lists all names")
 
 
 def _is_model_folder(path: paths.Path) -> bool:
@@ -85,17 +87,14 @@ def _is_model_folder(path: paths.Path) -> bool:
 
 
 def _in_folder(path: paths.Path) -> Place:
-    names = (hf_folder.WEIGHTS, hf_folder.INDEX, hf_folder.CONFIG, hf_folder.PREPROCESSOR)
-    names = (*names, hf_folder.OPEN_CLIP, *OPEN_CLIP)
-    folder = path if isinstance(path, Path) else from_bucket(path, names)
-    weights, index = folder / hf_folder.WEIGHTS, folder / hf_folder.INDEX
-    weights = next((folder / name for name in OPEN_CLIP if (folder / name).is_file()), weights)
-    if weights.is_file():
-        return Place(weights, str(path), folder=folder)
-    if index.is_file():
-        if folder != path:
-            folder = from_bucket(path, (*names, *sorted(set(safetensors.shards_of(index).values()))))
-        return Place(folder / hf_folder.INDEX, str(path), folder=folder)
+    told = (hf_folder.CONFIG, hf_folder.PREPROCESSOR, hf_folder.OPEN_CLIP)
+    bring = lambda *names: path if isinstance(path, Path) else from_bucket(path, (*told, *names))
+    folder = bring(*hf_folder.ALL_WEIGHTS)
+    weights = next((folder / name for name in hf_folder.ALL_WEIGHTS if (folder / name).is_file()), None)
+    if weights is not None:
+        if weights.name == hf_folder.INDEX:
+            folder = bring(hf_folder.INDEX, *sorted(set(safetensors.shards_of(weights).values())))
+        return Place(folder / weights.name, str(path), folder=folder)
     if list(path.glob("*.bin")):
-        fail(f"{path} has only {PICKLED}")
+        fail(f"{path} has only {hf_folder.PICKLED}")
     fail(f"{path} has a config.json but no {hf_folder.WEIGHTS}: give a folder with both")

@@ -12,10 +12,10 @@ from vit_jax.fields import fail
 from vit_jax.sections import UNTOLD, Model, Preprocess
 from vit_jax.weights import dialects, layout, load, prefixes
 from vit_jax.weights.dialect import Dialect, Flat
-from vit_jax.weights.formats import hf_folder, npz, safetensors
+from vit_jax.weights.formats import hf_folder, npz, processors, safetensors
 
 FORMATS = {".npz": npz, ".safetensors": safetensors}
-NUMERICS = ("gelu", "norm_eps")
+NUMERICS = ("gelu", "norm_eps", "stem_eps")
 
 
 def write(
@@ -33,8 +33,8 @@ def write(
 
     `path` ends in .npz or .safetensors, or is a folder of transformers that `dialect="huggingface"` makes,
     with `preprocess` (the family's if None), `class_names` and `loss` in it. With `numerics="theirs"` a file
-    is also written where its readers will compute with another GELU or epsilon than `model`. Raises UserError
-    if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
+    is also written where its readers will compute with another GELU or other epsilons than `model`. Raises
+    UserError if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
     """
     path, flat = paths.of(path), flatten(params)
     families = [d for d in dialects.DIALECTS if d.name == dialect]
@@ -64,7 +64,7 @@ def write(
         fail(f"{path} is a file, not a folder: name another")
     paths.make_folder(path)
     _put(path / hf_folder.WEIGHTS, arrays, model, into, chosen)
-    seen = hf_folder.preprocessor(preprocess or into.preprocess(model), model.image_hw)
+    seen = processors.written(preprocess or into.preprocess(model), model.image_hw)
     hf_folder.write(path, config, seen)
 
 

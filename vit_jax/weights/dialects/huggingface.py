@@ -23,7 +23,7 @@ from vit_jax.weights.dialect import (
     out,
     project,
 )
-from vit_jax.weights.dialects.timm import CROPPED, MAE, MASK
+from vit_jax.weights.dialects.timm import CROPPED, MAE, MASK, registers_antialias
 
 Tree = dict[str, Any]
 
@@ -174,6 +174,8 @@ DEIT = dataclasses.replace(
     preprocess=lambda model: CROPPED,
     lacks=lambda model: [],
     prefix="deit.",
+    ignored=VIT.ignored
+    | {r"pooler\.dense\..+": "the pooler of a bare DeiT, which no published model trained"},
     config=_vit_config("deit", "DeiT", "WithTeacher"),
 )
 DEIT_ONE_HEAD = dataclasses.replace(
@@ -196,6 +198,7 @@ DINOV2 = Dialect(
     mask="embeddings.mask_token",
     ignored={r"embeddings\.mask_token": MASK},
     numerics={"gelu": "exact", "norm_eps": 1e-6},
+    derived=registers_antialias,
     posemb_method="bicubic",
     config=_dinov2_config,
 )

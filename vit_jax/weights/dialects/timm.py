@@ -6,6 +6,7 @@ All of them compute with the exact GELU and an epsilon of 1e-6, and resize posit
 import dataclasses
 
 from vit_jax.sections import Model, Preprocess
+from vit_jax.sections.model import PosembMethod
 from vit_jax.weights.dialect import (
     Dialect,
     Flat,
@@ -130,11 +131,13 @@ def _pack_timm(params: Flat, model: Model) -> Flat:
     return merge_class_slot(params, model) if model.registers else params
 
 
-_TIMM = Dialect(
+TIMM = Dialect(
     name="timm",
     variant="timm",
     rows=(*COMMON, *GELU_MLP, *TIMM_ONLY),
-    holds=lambda model: model.family == "vit" and model.mlp == "gelu" and model.rotary == "none",
+    holds=lambda model: (
+        model.family == "vit" and model.mlp == "gelu" and model.rotary == "none" and not model.stem_width
+    ),
     preprocess=_timm_preprocess,
     fits=lambda s: not (_is_packed("fc1", s) or _is_rotary(s) or "norm_pre.weight" in s),
     pack=_pack_timm,
@@ -145,7 +148,7 @@ _TIMM = Dialect(
     posemb_method="bicubic_antialias",
 )
 _RESIDUAL_POST_NORM = dataclasses.replace(
-    _TIMM,
+    TIMM,
     variant="timm with norms after branches, as of all models without biases, scales and token",
     holds=lambda model: model.branch_norm == "after" and model.mlp == "gelu",
     fits=_is_residual_post_norm,
@@ -153,14 +156,14 @@ _RESIDUAL_POST_NORM = dataclasses.replace(
     numerics=NUMERICS | {"branch_norm": "after"},
 )
 _CLIP = dataclasses.replace(
-    _TIMM,
+    TIMM,
     variant="timm with a norm before the blocks, as CLIP",
     holds=lambda model: model.embed_norm and model.mlp == "gelu" and model.rotary == "none",
     fits=lambda s: "norm_pre.weight" in s and not (_is_packed("fc1", s) or _is_rotary(s)),
     numerics=NUMERICS | {"norm_eps": 1e-5},
 )
 _TIMM_SWIGLU = dataclasses.replace(
-    _TIMM,
+    TIMM,
     variant="timm with SwiGLU",
     rows=(*COMMON, *_swiglu(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"), *TIMM_ONLY),
     holds=lambda model: model.family == "vit" and model.mlp == "swiglu" and model.rotary == "none",
@@ -171,6 +174,13 @@ BODY = (
     *(row for row in COMMON if not row.ours.startswith("head")),
     Row("embed/registers", "register_tokens"),
 )
+
+
+def registers_antialias(model: Model) -> dict[str, PosembMethod]:
+    """With registers, DINOv2's authors and transformers resize positions with antialiasing; without, not."""
+    return {"posemb_method": "bicubic_antialias"} if model.registers else {}
+
+
 _DINOV2 = Dialect(
     name="dinov2",
     variant="DINOv2",
@@ -181,6 +191,7 @@ _DINOV2 = Dialect(
     mask="mask_token",
     ignored={"mask_token": MASK},
     numerics=NUMERICS,
+    derived=registers_antialias,
     posemb_method="bicubic",
 )
 _DINOV2_SWIGLU = dataclasses.replace(
@@ -210,4 +221,4 @@ _MIXER = Dialect(
     ),
     numerics=NUMERICS,
 )
-DIALECTS = (_RESIDUAL_POST_NORM, _CLIP, _TIMM, _MIXER, _TIMM_SWIGLU, _DINOV2, _DINOV2_SWIGLU)
+DIALECTS = (_RESIDUAL_POST_NORM, _CLIP, TIMM, _MIXER, _TIMM_SWIGLU, _DINOV2, _DINOV2_SWIGLU)
