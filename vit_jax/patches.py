@@ -41,6 +41,11 @@ class Native:
 Size = tuple[int, int] | Native  # what images are made: (height, width) pixels, or of their own aspect
 
 
+def fitted(size: Size, height: int, width: int) -> tuple[int, int]:
+    """(height, width) in pixels that an image of height x width pixels is resized to."""
+    return size.fit(height, width) if isinstance(size, Native) else size
+
+
 @functools.lru_cache(maxsize=4096)
 def _fit(height: int, width: int, p: int, tokens: int) -> tuple[int, int]:
     """Rows and columns of patches: those of the largest scale, found by bisection, that has few enough.

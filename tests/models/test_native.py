@@ -91,9 +91,10 @@ def test_padding_changes_no_number_and_no_gradient(form, how):
     (_, made), again = run(params, more)
     assert np.isfinite(made).all()
     np.testing.assert_allclose(made[:-1], wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+    # Sums over rows of padding, which are 0, in another order, through two blocks and back.
     largest = max(np.abs(x).max() for x in jax.tree.leaves(gradient))
     for name, x in flatten_dict(gradient, sep="/").items():
-        np.testing.assert_allclose(flatten_dict(again, sep="/")[name], x, rtol=0, atol=1e-6 * largest)
+        np.testing.assert_allclose(flatten_dict(again, sep="/")[name], x, rtol=0, atol=4e-6 * largest)
 
 
 def test_attention_to_real_keys_is_that_to_them_alone():

@@ -55,7 +55,12 @@ def test_official_is_the_published_codes_own_call_on_squares(old, new):
 
 
 @pytest.mark.parametrize(
-    ("method", "jaxs", "antialias"), [("bicubic_antialias", "cubic", True), ("bilinear", "linear", False)]
+    ("method", "jaxs", "antialias"),
+    [
+        ("bicubic_antialias", "cubic", True),
+        ("bilinear", "linear", False),
+        ("bilinear_antialias", "linear", True),
+    ],
 )
 @given(h=SIDES, w=SIDES, y=SIDES, x=SIDES)
 @settings(max_examples=6, deadline=None)  # jax.image compiles each anew

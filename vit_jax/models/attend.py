@@ -93,7 +93,8 @@ def attended_on_cpu(
     q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array, real_bm: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """`attended`, heads before tokens: a CPU is slow at batches in another order (benchmarks/LOG.md)."""
-    y_bhnk, p_bhnm = attended(*map(_swapped, (q_bnhk, k_bmhk, v_bmhk)), real_bm, order="hn")
+    q, k, v = map(_swapped, (q_bnhk, k_bmhk, v_bmhk))
+    y_bhnk, p_bhnm = attended(q, k, v, real_bm, order="hn")
     return _swapped(y_bhnk), p_bhnm
 
 

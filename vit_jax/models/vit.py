@@ -124,13 +124,13 @@ class Embed(nn.Module):
         return jnp.broadcast_to(tokens_1nd, (b, n, d)).astype(like_bnd.dtype)
 
     def _add_positions(self, x_bnd: jax.Array, patches: int, grid: tuple[int, int] | jax.Array) -> jax.Array:
-        cfg, one_grid = self.cfg, isinstance(grid, tuple)
+        cfg = self.cfg
         if cfg.posemb == "none":
             return x_bnd
         if cfg.posemb == "sincos2d":
             pos_bnd = (
                 jnp.asarray(sincos2d(grid, cfg.width))
-                if one_grid
+                if isinstance(grid, tuple)
                 else sincos2d_each(grid, patches, cfg.width)
             )
         else:
@@ -138,7 +138,7 @@ class Embed(nn.Module):
             shape = (1, slots + h * w, x_bnd.shape[-1])
             stored_1nd = self.param("positions", nn.initializers.normal(TOKEN_STD), shape, jnp.float32)
             how = {"method": cfg.posemb_method, "slots": slots}
-            if one_grid:
+            if isinstance(grid, tuple):
                 pos_bnd = posemb.resize_in_program(stored_1nd, (h, w), grid, **how)
             else:
                 pos_bnd = posemb.resize_each(stored_1nd, (h, w), grid, patches, **how)
