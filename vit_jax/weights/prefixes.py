@@ -31,7 +31,6 @@ BESIDE = {
 # Models whose names are known, but which are not built here.
 UNBUILT = {
     r"(?:.+\.)?relative_position_bias_table": "BEiT, whose attention has a bias for relative positions",
-    r"(?:.+\.)?embeds\.proj\.weight": "timm's NaFlexViT",
     r"(?:.+\.)?patch_embed\.backbone\..+": "a hybrid in the names of timm (its official .npz is read)",
     r"(?:.+\.)?rope\.freqs": "a model with learned rotary frequencies",
     r"(?:.+\.)?attn\.lambda_q1": "a model with differential attention",

@@ -3,7 +3,9 @@
 A folder tells what arrays cannot: GELU, epsilon, heads, image size, class names and preprocessing.
 """
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,6 +52,13 @@ PROCESSORS: dict[str, Tree] = {
     "DeiT": SQUARE | {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
     "Bit": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     "CLIP": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    "Siglip2": {
+        "image_mean": HALF,
+        "image_std": HALF,
+        "resample": 2,
+        "patch_size": 16,
+        "max_num_patches": 256,
+    },
     "DINOv3ViT": SQUARE
     | {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
 }
@@ -191,6 +200,10 @@ def _preprocess(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | N
 
 def _sizes(tree: Tree) -> tuple[Tree, tuple[int, int] | None]:
     """`resize` and `crop_fraction`, and the size that comes out; None where images come as they are."""
+    if "max_num_patches" in tree:
+        if not tree["do_resize"]:
+            fail("images of their own aspect without do_resize are not done here: set it")
+        return {"resize": "native", "max_tokens": tree["max_num_patches"]}, None
     size, cropped = tree["size"], tree["do_center_crop"]
     if not isinstance(size, dict):
         size = {"height": size, "width": size} if tree["default_to_square"] else {"shortest_edge": size}
@@ -237,6 +250,7 @@ ARCHITECTURES: dict[str, Tree] = {
     r"vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|so400m_patch16_.*|giantopt_.*)": {
         "gelu": "tanh"
     },
+    r"naflexvit_.*_siglip": {"gelu": "tanh"},
     r".*_rpn_.*": {"branch_norm": "after"},
     r"(?!.*_rpn_).*": {"branch_norm": "before"},
 }
@@ -248,6 +262,8 @@ def _timm(tree: Tree) -> Told:
     name = str(tree.get("architecture", ""))
     if "_rope_ape" in name or "_rope_mixed" in name:
         fail(f"{name} is not built here, as it adds positions and turns them, or learns frequencies")
+    if re.match(r"naflexvit_.*(_par|_radio)", name):
+        fail(f"{name} is not built here, as it keeps the aspect of positions: give a naflexvit without _par")
     numerics: Tree = {}
     for known, told in ARCHITECTURES.items() if name else ():
         numerics |= told if re.fullmatch(known, name) else {}
@@ -272,6 +288,10 @@ def _timm(tree: Tree) -> Told:
         std=_few(cfg.get("std", [0.5])),
     )
     names, hw = tuple(tree.get("label_names") or ()), tuple(size[1:]) if size else None
+    if patch := re.match(r"naflexvit_.*_patch(\d+)", name):
+        tokens = math.prod(side // int(patch[1]) for side in hw or (384, 384))
+        preprocess = dataclasses.replace(preprocess, resize="native", max_tokens=tokens)
+        hw = None  # of what is seen; positions are of a grid of their own
     return Told(numerics, arguments.get("num_heads") or TIMM_HEADS.get(name), hw, names, preprocess, hw)
 
 
