@@ -6,11 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from commands import call
 from PIL import Image
 from tiny_run import final_digests, tiny
 
 import vit_jax
 from vit_jax import config
+from vit_jax.cli import attention, evaluate, export, predict
 from vit_jax.data import loader, sources
 from vit_jax.errors import UserError
 from vit_jax.patches import Native, Patches, joined
@@ -85,6 +87,22 @@ def test_a_folder_of_mixed_aspects_trains_and_names_its_classes(run, folder):
     assert loaded.features(images, pool="gap").shape == (8, 16)
     tokens = loaded.features(images[:2], pool="none")
     assert tokens.shape == (2, 1 + 16, 16)
+
+
+def test_commands_see_images_as_the_run_did(run, folder, monkeypatch, capsys):
+    workdir, path = run[0], folder / "val" / "dark" / "0.png"  # 40 x 12 pixels
+    code, out, _ = call(monkeypatch, capsys, evaluate, workdir, "--json")
+    assert (code, json.loads(out)["examples"]) == (0, 8)
+    code, out, _ = call(monkeypatch, capsys, predict, workdir, path, "--json")
+    best = json.loads(out)["predictions"][0]
+    own = vit_jax.load(str(workdir)).classify([Image.open(path)])[0][0]
+    # Of another batch size: float32.
+    assert (code, best["class"]) == (0, own.name)
+    assert abs(best["confidence"] - own.confidence) < 1e-5
+    code, out, _ = call(monkeypatch, capsys, attention, workdir, path, "--json")
+    assert (code, json.loads(out)["grid"]) == (0, [2, 7])
+    code, _, err = call(monkeypatch, capsys, export, workdir, workdir / "x.stablehlo")
+    assert (code, "sees images at their own aspect" in err[-1]) == (2, True)
 
 
 def test_an_epoch_compiles_at_most_five_programs(run):
