@@ -1,7 +1,7 @@
-"""Images a second of data.resize=native beside squash at as many tokens: of the loader, and of training steps.
+"""Images a second of data.resize=native beside squash, at as many tokens: loader, and training steps.
 
-python benchmarks/native.py [--rounds 5] takes turns on photographs of aspects from 1:3 to 3:1, and prints medians
-as JSON.
+python benchmarks/native.py [--rounds 5] takes turns on photographs of aspects from 1:3 to 3:1, and prints
+medians as JSON.
 """
 
 import argparse
