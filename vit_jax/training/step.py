@@ -284,10 +284,7 @@ def eval_step(
 
 
 def normalise(image: Any, cfg: Preprocess) -> Any:
-    """Pixels 0 to 255 to float32: (x/255 - mean) / std; mean = std = 0.5 gives (x - 127.5) / 127.5.
-
-    Of images [b, h, w, c], or of Patches.
-    """
+    """Pixels 0 to 255, also of Patches, to float32: (x/255 - mean) / std; of 0.5 both (x - 127.5) / 127.5."""
     if isinstance(image, Patches):
         return image._replace(pixels=normalise(image.pixels, cfg))
     scale = lambda values: 255.0 * jnp.asarray(values, jnp.float32).reshape(*(1,) * (image.ndim - 1), -1)
@@ -318,9 +315,4 @@ def zero_sums() -> Sums:
 def _sums(loss_b: jax.Array, top: Callable[[int], jax.Array], weight_b: jax.Array) -> Sums:
     """`top(k)` says which examples are hit by the best k classes."""
     total = lambda x_b: (x_b * weight_b).sum()
-    return Sums(
-        loss=total(loss_b),
-        top1=total(top(1)),
-        top5=total(top(5)),
-        weight=weight_b.sum(),
-    )
+    return Sums(total(loss_b), total(top(1)), total(top(5)), weight_b.sum())
