@@ -16,9 +16,10 @@ from PIL import Image
 from vit_jax.analysis import calibration, features
 from vit_jax.analysis.calibration import UNFITTED, Calibration
 from vit_jax.data import transforms
+from vit_jax.data.loader import put, rows_of
 from vit_jax.errors import UserError
 from vit_jax.models import build
-from vit_jax.sections import Data, Spec
+from vit_jax.sections import Data, Spec, seen_size
 from vit_jax.training.step import normalise
 from vit_jax.weights.adapt import Wish
 from vit_jax.weights.load import read
@@ -117,18 +118,19 @@ class Loaded:
                 "probe)",
             )
 
-    def _forward(self, images: Iterable[Image.Image], run: Callable[[np.ndarray], jax.Array]) -> np.ndarray:
-        """What `run` gives for uint8 images [b, h, w, c], a row an image, in batches of few sizes."""
-        seen, image_hw = self.spec.preprocess, self.spec.model.image_hw
-        rows = [transforms.for_evaluation(image, seen, image_hw) for image in _checked(images)]
-        if not rows:
-            like = jax.eval_shape(run, np.zeros((1, *image_hw, seen.channels), np.uint8))
+    def _forward(self, images: Iterable[Image.Image], run: Callable[[Any], jax.Array]) -> np.ndarray:
+        """What `run` gives for uint8 images [b, h, w, c] or Patches, a row each, in batches of few sizes."""
+        seen, size = self.spec.preprocess, seen_size(self.spec.model, self.spec.preprocess)
+        images_hwc = [transforms.for_evaluation(image, seen, size) for image in _checked(images)]
+        if not images_hwc:
+            like = jax.eval_shape(run, rows_of(size, 1, seen.channels))
             return np.zeros((0, *like.shape[1:]), like.dtype)
         made = []
-        for chunk_bhwc in _chunks(np.stack(rows)):
-            missing = next(size for size in SIZES if size >= len(chunk_bhwc)) - len(chunk_bhwc)
-            padded = np.pad(chunk_bhwc, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            made.append(np.asarray(run(padded))[: len(chunk_bhwc)])
+        for chunk in _chunks(images_hwc):
+            rows = rows_of(size, next(size for size in SIZES if size >= len(chunk)), seen.channels)
+            for i, image_hwc in enumerate(chunk):
+                put(rows, i, image_hwc)
+            made.append(np.asarray(run(rows))[: len(chunk)])
         return np.concatenate(made)
 
     def best(self, probability_c: np.ndarray, top: int) -> list[Prediction]:
@@ -204,20 +206,20 @@ def _checked(images: Iterable[Image.Image]) -> Iterator[Image.Image]:
         yield image
 
 
-def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(rows: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
     for start in range(0, len(rows), SIZES[-1]):
         yield rows[start : start + SIZES[-1]]
 
 
 @jax.jit(static_argnums=(0, 1))
 def _probabilities(
-    model: nn.Module, spec: Spec, params: Any, image_bhwc: jax.Array, temperature: jax.Array
+    model: nn.Module, spec: Spec, params: Any, image: Any, temperature: jax.Array
 ) -> jax.Array:
-    logits_bc: Any = model.apply({"params": params}, normalise(image_bhwc, spec.preprocess))
+    logits_bc: Any = model.apply({"params": params}, normalise(image, spec.preprocess))
     of_loss = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[spec.loss]
     return of_loss(logits_bc / temperature)
 
 
 @jax.jit(static_argnums=(0, 1))
-def _features(spec: Spec, column: features.Column, params: Any, image_bhwc: jax.Array) -> jax.Array:
-    return features.extract(spec.model, params, normalise(image_bhwc, spec.preprocess), (column,))[column]
+def _features(spec: Spec, column: features.Column, params: Any, image: Any) -> jax.Array:
+    return features.extract(spec.model, params, normalise(image, spec.preprocess), (column,))[column]

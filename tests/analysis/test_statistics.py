@@ -162,7 +162,7 @@ def test_a_walk_meets_each_example_once_in_order_on_all_devices():
     image = np.arange(10, dtype=np.uint8).repeat(64).reshape(10, 8, 8, 1)
     source = sources.arrays(image, np.arange(10), list("0123456789"))
     preprocess = Preprocess(channels=1, mean=(0.0,), std=(1.0,))
-    seen = {"preprocess": preprocess, "image_hw": (8, 8), "batch_size": 3}  # 8 on the 8 devices
+    seen = {"preprocess": preprocess, "image_size": (8, 8), "batch_size": 3}  # 8 on the 8 devices
     pixel = lambda params, image_bhwc: params["scale"] * image_bhwc[:, 0, 0, 0]
     batches = list(walk(pixel, {"scale": np.float32(255)}, source, Data(), **seen))
     assert [len(label_b) for label_b, _ in batches] == [8, 2]

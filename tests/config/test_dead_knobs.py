@@ -21,6 +21,7 @@ from vit_jax import config, fields
 from vit_jax.data import loader, sources
 from vit_jax.data.source import Source, Splits
 from vit_jax.models import build
+from vit_jax.patches import Native
 from vit_jax.run import loop
 from vit_jax.run.setup import set_up
 from vit_jax.sections import Config
@@ -85,6 +86,7 @@ IN_THE_STEP = {
 # The pixels, labels and weights of batches from a folder of photographs.
 IN_THE_BATCHES = {
     "data.resize": ({"data.augment": "none"},),
+    "data.max_tokens": ({"data.resize": "native"}, 3),
     "data.crop_fraction": ({"data.resize": "crop"}, 0.5),
     "data.filter": ({},),
     "data.resizer": ({},),
@@ -213,13 +215,14 @@ def batches_of(cfg, root):
     """The bytes of two training batches and of an evaluation."""
     data = dataclasses.replace(cfg.data, dir=str(root / cfg.data.dir))
     train, evaluation = (sources.open_split(data, train=train) for train in (True, False))
-    hw, size = (24, 24), 4
+    native = Native(8, data.max_tokens or 9) if data.resize == "native" else None
+    hw, size = native or (24, 24), 4
     streams = (
         loader.TrainBatches(train, data, hw, size, 0, 2, range(size)),
         loader.EvalBatches(evaluation, data, hw, size, range(size)),
     )
     return [
-        [x.tobytes() for x in batch]
+        [x.tobytes() for x in jax.tree.leaves(batch)]
         for stream in streams
         for batch in (stream[i] for i in range(min(len(stream), 2)))
     ]

@@ -20,6 +20,7 @@ def main() -> None:
             ("bicubic", "bicubic", False),
             ("bicubic_antialias", "bicubic", True),
             ("bilinear", "bilinear", False),
+            ("bilinear_antialias", "bilinear", True),
         ):
             y = torch.nn.functional.interpolate(
                 x_1dhw, size=new, mode=mode, align_corners=False, antialias=antialias

@@ -22,7 +22,7 @@ SIZES = [(32, 32), (24, 40), (48, 16)]
 TINY = Model(image_size=32, patch_size=8, width=16, depth=1, heads=2, mlp_width=32, classes=3)
 NO_TOKEN = {"class_token": False, "pooling": "gap"}
 FORMS: dict[str, dict[str, Any]] = {
-    **{f"learned, {m}": {"posemb_method": m} for m in posemb.MATRICES},
+    **{f"learned, {m}": {"posemb_method": m} for m in posemb.WEIGHTS},
     "learned, patches alone": {"posemb_class_slot": False, "registers": 2},
     "learned, two tokens": {"distill_token": True},
     "oblong": {"image_size": (16, 40), **NO_TOKEN},

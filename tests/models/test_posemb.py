@@ -55,7 +55,12 @@ def test_official_is_the_published_codes_own_call_on_squares(old, new):
 
 
 @pytest.mark.parametrize(
-    ("method", "jaxs", "antialias"), [("bicubic_antialias", "cubic", True), ("bilinear", "linear", False)]
+    ("method", "jaxs", "antialias"),
+    [
+        ("bicubic_antialias", "cubic", True),
+        ("bilinear", "linear", False),
+        ("bilinear_antialias", "linear", True),
+    ],
 )
 @given(h=SIDES, w=SIDES, y=SIDES, x=SIDES)
 @settings(max_examples=6, deadline=None)  # jax.image compiles each anew
@@ -66,7 +71,7 @@ def test_a_method_is_jaxs(method, jaxs, antialias, h, w, y, x):
     np.testing.assert_allclose(resize(grid_hwd, (y, x), method), wanted, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("method", posemb.MATRICES)
+@pytest.mark.parametrize("method", posemb.WEIGHTS)
 @pytest.mark.parametrize("sizes", sorted({k.split("/")[0] for k in TORCH.files}))
 def test_a_method_is_torchs(method, sizes):
     new = sizes.split("_")[1].split("x")
@@ -74,7 +79,7 @@ def test_a_method_is_torchs(method, sizes):
     np.testing.assert_allclose(got, TORCH[f"{sizes}/{method}"], rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("method", posemb.MATRICES)
+@pytest.mark.parametrize("method", posemb.WEIGHTS)
 @given(h=SIDES, w=SIDES, y=SIDES, x=SIDES, slots=st.integers(0, 2))
 @settings(max_examples=20, deadline=None)
 def test_an_equal_grid_stays_bit_for_bit_slots_always_and_constants_too(method, h, w, y, x, slots):
@@ -93,4 +98,4 @@ def test_an_unknown_method_is_refused():
 
 
 def test_the_methods_are_those_of_the_type():
-    assert set(posemb.MATRICES) == set(get_args(PosembMethod))
+    assert set(posemb.WEIGHTS) == set(get_args(PosembMethod))

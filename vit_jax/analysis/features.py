@@ -18,10 +18,12 @@ import numpy as np
 
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
+from vit_jax.models import native
 from vit_jax.models.build import build
 from vit_jax.models.layers import Norm
 from vit_jax.models.vit import Pool
-from vit_jax.sections import Data, Model, Preprocess
+from vit_jax.patches import Patches
+from vit_jax.sections import Data, Model, Preprocess, seen_size
 from vit_jax.training.evaluate import walk
 
 FORMAT = 3  # of what is kept; another number for another meaning, so that no old file is taken
@@ -108,9 +110,11 @@ def meaningful(cfg: Model) -> tuple[str, ...]:
 
 
 def extract(
-    cfg: Model, params: Any, image_bhwc: jax.Array, columns: tuple[Column, ...]
+    cfg: Model, params: Any, images: jax.Array | Patches, columns: tuple[Column, ...]
 ) -> dict[Column, jax.Array]:
     """float32 [b, p] of each column for normalised images, dropout off; [b, n, d] where nothing is pooled.
+
+    Of Patches, tokens of padding are 0.
 
     Tokens are those of the block under the model's final norm, as DINO evaluates its last blocks
     (arXiv:2104.14294 appendix F.2); after the last block this is what pooling sees.
@@ -118,30 +122,39 @@ def extract(
     wanted = {f"block_{column.layer}" for column in columns}
     _, state = build(cfg).apply(
         {"params": params},
-        image_bhwc,
+        images,
         logits=False,
         capture_intermediates=lambda module, method: module.name in wanted and method == "__call__",
         mutable=["intermediates"],
     )
     captured: Any = state["intermediates"]
+    grid = (native.grid_of(cfg, images, cfg.patch_size),) if isinstance(images, Patches) else ()
 
     def found(column: Column) -> jax.Array:
         x_bnd = captured[f"block_{column.layer}"]["__call__"][0]
         if cfg.final_norm == "tokens":
             x_bnd = cast(jax.Array, Norm(cfg).apply({"params": params["norm"]}, x_bnd))
-        return _pooled(cfg, params, x_bnd, column.pooling).astype(jnp.float32)
+        return _pooled(cfg, params, x_bnd, column.pooling, *grid).astype(jnp.float32)
 
     return {column: found(column) for column in columns}
 
 
-def _pooled(cfg: Model, params: Any, x_bnd: jax.Array, pooling: str) -> Any:
+def _pooled(cfg: Model, params: Any, x_bnd: jax.Array, pooling: str, grid_b2: Any = None) -> Any:
     if pooling == "none":
-        return x_bnd
+        if grid_b2 is None:
+            return x_bnd
+        return jnp.where(native.real(grid_b2, x_bnd.shape[1], cfg.prefix)[..., None], x_bnd, 0)
     if pooling in ("token", "gap"):
-        x_bd = x_bnd[:, 0] if pooling == "token" else x_bnd[:, cfg.prefix :].mean(axis=1, dtype=jnp.float32)
+        patches_bnd = x_bnd[:, cfg.prefix :]
+        mean = lambda: (
+            patches_bnd.mean(axis=1, dtype=jnp.float32)
+            if grid_b2 is None
+            else native.mean(patches_bnd, grid_b2)
+        )
+        x_bd = x_bnd[:, 0] if pooling == "token" else mean()
         norm = {"params": params["pool"]["norm"]} if cfg.final_norm == "pooled" else None
         return x_bd if norm is None else Norm(cfg).apply(norm, x_bd)
-    return Pool(cfg).apply({"params": params.get("pool", {})}, x_bnd, train=False)
+    return Pool(cfg).apply({"params": params.get("pool", {})}, x_bnd, grid_b2, train=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +191,8 @@ class Job:
         Raises UserError if none can be read, or for features that are not finite.
         """
         forward = lambda params, image_bhwc: extract(self.cfg, params, image_bhwc, self.columns)
-        seen = {"preprocess": self.preprocess, "image_hw": self.cfg.image_hw, "batch_size": self.batch_size}
+        size = seen_size(self.cfg, self.preprocess)
+        seen: Any = {"preprocess": self.preprocess, "image_size": size, "batch_size": self.batch_size}
         labels, rows, at = [], [], []
         for label_b, made in walk(forward, params, source, self.data, told=told, which=at.append, **seen):
             labels.append(label_b)

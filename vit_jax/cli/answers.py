@@ -103,9 +103,12 @@ class Answers:
         return [{"class": p.name, "index": p.index, "confidence": p.confidence} for p in best]
 
     def attention(self, image: Image.Image) -> list[dict[str, str]]:
-        """Titles and PNGs: what it sees, the last block's mean over heads, and rollout; none for a Mixer."""
+        """Titles and PNGs: what it sees, the last block's mean over heads, and rollout.
+
+        None for a Mixer, and for images of their own aspect, each of which would be compiled for.
+        """
         spec = self.loaded.spec
-        if spec.model.family != "vit":
+        if spec.model.family != "vit" or spec.preprocess.resize == "native":
             return []
         seen_hwc = transforms.for_evaluation(image, spec.preprocess, spec.model.image_hw)
         looked_hm, rollout_m = jax.device_get(_look(spec, self.loaded.params, seen_hwc[None]))

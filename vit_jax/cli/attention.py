@@ -42,13 +42,17 @@ def main() -> None:
     from vit_jax.analysis import attention
     from vit_jax.data import transforms
     from vit_jax.data.sources import read_image
+    from vit_jax.sections import seen_size
     from vit_jax.training.step import normalise
 
     image = read_image(args.image)
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
     cfg, preprocess = loaded.spec.model, loaded.spec.preprocess
     attention.tokens(cfg)  # raises for a model without attention, before anything is computed
-    seen_hwc = transforms.for_evaluation(image, preprocess, cfg.image_hw)
+    seen_hwc = transforms.for_evaluation(image, preprocess, seen_size(cfg, preprocess))
+    if preprocess.resize == "native":  # the model of this one grid
+        loaded = vit_jax.load(args.ref, image_size=seen_hwc.shape[:2])
+        cfg = loaded.spec.model
 
     @jax.jit
     def run(params: Any, images_bhwc: Any) -> attention.Maps:

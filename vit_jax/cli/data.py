@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from vit_jax import config
 from vit_jax.cli.common import make_parser, output_path, run_command, shown
@@ -16,7 +16,8 @@ from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.source import Label, Source
 from vit_jax.errors import UserError
-from vit_jax.sections import Config
+from vit_jax.patches import Native
+from vit_jax.sections import Config, seen_size
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.data configs/quickstart.py --out batch.png
@@ -94,29 +95,30 @@ def describe(source: Source, cfg: Config) -> dict[str, Any]:
         "broken": broken,
         "note": source.note(),
         "image_hw": list(cfg.model.image_hw),
+        "native_tokens": size.tokens if isinstance(size := seen_size(cfg.model, cfg.data), Native) else 0,
     }
 
 
 def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
     """A row an example, spread over the split: as evaluated, then SHEET_VIEWS times as trained on."""
-    h, w = cfg.model.image_hw
+    (h, w), size = cfg.model.image_hw, seen_size(cfg.model, cfg.data)
     zoom = max(1, -(-CELL_PX // max(h, w)))
     cell_h, cell_w = h * zoom + LABEL_PX, w * zoom + 2
     indices = np.linspace(0, source.size - 1, min(examples, source.size)).astype(int)
     out = Image.new("RGB", (cell_w * (1 + SHEET_VIEWS), cell_h * len(indices)), "white")
-    draw = ImageDraw.Draw(out)
+    draw, nearest = ImageDraw.Draw(out), Image.Resampling.NEAREST
     for row, index in enumerate(map(int, indices)):
         try:
             picture, label = source.get(index)
-            views = [transforms.for_evaluation(picture, cfg.data, (h, w))]
+            views = [transforms.for_evaluation(picture, cfg.data, size)]
             for view in range(SHEET_VIEWS):
                 rng = loader.augmentation_rng(cfg.seed, 0, index, view)
-                views.append(transforms.for_training(picture, cfg.data, (h, w), rng))
+                views.append(transforms.for_training(picture, cfg.data, size, rng))
             text = f"{index}: {_named(source, label)}"
         except BrokenExample as e:
             views, text = [], str(e)
         for column, image_hwc in enumerate(views):
-            cell = Image.fromarray(shown(image_hwc)).resize((w * zoom, h * zoom), Image.Resampling.NEAREST)
+            cell = ImageOps.contain(Image.fromarray(shown(image_hwc)), (w * zoom, h * zoom), nearest)
             out.paste(cell, (column * cell_w, row * cell_h + LABEL_PX))
         draw.text((2, row * cell_h + 1), text, fill="black")
         if row == 0:
@@ -126,19 +128,19 @@ def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
 
 def speed(source: Source, cfg: Config, seconds: float, *, train: bool) -> float:
     """Images a second that the loader makes on this machine, after the first batch."""
-    size, image_hw = cfg.train.batch_size, cfg.model.image_hw
+    size, seen = cfg.train.batch_size, seen_size(cfg.model, cfg.data)
     if train:
         batches = loader.TrainBatches(
-            source, cfg.data, image_hw, size, cfg.seed, sys.maxsize // size, range(size)
+            source, cfg.data, seen, size, cfg.seed, sys.maxsize // size, range(size)
         )
     else:
-        batches = loader.EvalBatches(source, cfg.data, image_hw, size, range(size))
+        batches = loader.EvalBatches(source, cfg.data, seen, size, range(size))
     stream, images, start = loader.iterate(batches, cfg.data), 0, None
     for batch in stream:
         if start is None:
             start = time.perf_counter()  # threads and workers have started
             continue
-        images += len(batch.image)
+        images += len(batch.weight)
         if time.perf_counter() - start >= seconds:
             break
     return images / (time.perf_counter() - start) if start is not None and images else 0.0
@@ -165,7 +167,8 @@ def _text(report: dict[str, Any], split: str) -> str:
         f"sizes (height x width) of {sizes['looked_at']:,}: {sizes['different']} different, "
         f"{_size(sizes['min_hw'])} to {_size(sizes['max_hw'])}, median {_size(sizes['median_hw'])}, "
         f"most common {_size(sizes['most_common_hw'])} ({sizes['most_common_share']:.0%}); "
-        f"the model sees {_size(report['image_hw'])}",
+        f"the model sees {_size(report['image_hw'])}"
+        + (f", or as many patches at most: {n} of any aspect" if (n := report["native_tokens"]) else ""),
         f"examples a class{of}: {min(counts.values(), default=0):,} to {max(counts.values(), default=0):,}",
     ]
     lines += [f"  {name}: {count:,}" for name, count in list(counts.items())[:SHOWN_CLASSES]]

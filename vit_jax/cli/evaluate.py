@@ -21,6 +21,7 @@ from vit_jax.cli.common import (
 )
 from vit_jax.data.source import labels_in, some
 from vit_jax.errors import UserError
+from vit_jax.sections import seen_size
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.evaluate runs/quickstart
@@ -145,7 +146,8 @@ def opened(
     to = labels_in(loaded.spec.class_names, source.class_names, classes=cfg.classes)
     _tell_classes(source.class_names, loaded.spec.class_names, to)
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
-    seen = {"preprocess": preprocess, "image_hw": cfg.image_hw, "batch_size": batch_size}
+    size = seen_size(cfg, preprocess)
+    seen: Any = {"preprocess": preprocess, "image_size": size, "batch_size": batch_size}
     told = progress(f"evaluate {ref}: examples", source.size)
     at: list[np.ndarray] = []
     made = walk(forward, loaded.params, source, data, told=told, which=at.append, **seen)

@@ -56,6 +56,11 @@ def main() -> None:
     loaded = vit_jax.load(args.ref, image_size=args.image_size)
     loaded.need_head()
     spec = loaded.spec
+    if spec.preprocess.resize == "native":
+        raise UserError(
+            f"{args.ref} sees images at their own aspect, and an exported file takes images of one size: "
+            "train with another data.resize"
+        )
     shape = (*spec.model.image_hw, spec.preprocess.channels)
     # Runtimes of ONNX on CPUs have no products in bfloat16.
     model = build.build(dataclasses.replace(spec.model, dtype="float32")) if onnx else loaded.model

@@ -21,6 +21,7 @@ from vit_jax.cli.common import (
 )
 from vit_jax.errors import UserError
 from vit_jax.paths import Path
+from vit_jax.sections import seen_size
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.predict runs/quickstart digit.png
@@ -93,10 +94,11 @@ def _logits(loaded: Any, names: list[str], rest: list[str]) -> Iterator[tuple[st
     from vit_jax.training.evaluate import walk
 
     data = data_of_files(loaded, rest)
+    preprocess = config.preprocess_of(data)
     forward = lambda params, image_bhwc: loaded.model.apply({"params": params}, image_bhwc)
     how: dict[str, Any] = {
-        "preprocess": config.preprocess_of(data),
-        "image_hw": loaded.spec.model.image_hw,
+        "preprocess": preprocess,
+        "image_size": seen_size(loaded.spec.model, preprocess),
         "batch_size": min(BATCH, len(names)),
     }
     if not sys.stdout.isatty():  # rows on a terminal are progress enough

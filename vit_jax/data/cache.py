@@ -17,11 +17,12 @@ from vit_jax.data.decode import Encoded
 from vit_jax.data.source import File, Label, Picture, Source
 from vit_jax.data.transforms import Cropped
 from vit_jax.errors import UserError
+from vit_jax.patches import Size
 from vit_jax.sections import Data
 
 
-def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -> Source:
-    """`source` for crops of `image_hw`, with up to `cfg.cache_gib` of it in memory; itself if that is 0.
+def keep(source: Source, cfg: Data, image_size: Size, *, train: bool) -> Source:
+    """`source` for crops of `image_size`, with up to `cfg.cache_gib` of it in memory; itself if that is 0.
 
     Raises UserError if the system does not promise so much memory.
     """
@@ -32,7 +33,7 @@ def keep(source: Source, cfg: Data, image_hw: tuple[int, int], *, train: bool) -
     def fixed(index: int) -> tuple[Picture, Label]:
         picture, label = source.get(index)
         if not random_crops:
-            return transforms.for_evaluation(picture, cfg, image_hw).view(Cropped), label
+            return transforms.for_evaluation(picture, cfg, image_size).view(Cropped), label
         if isinstance(picture, Encoded) and picture.jpeg is None:
             picture = picture.pixels(cfg.channels)
         return picture, label

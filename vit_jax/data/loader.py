@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from absl import flags
 from vit_jax.data import balance, transforms
 from vit_jax.data.decode import BrokenExample
 from vit_jax.data.source import Label, Source
+from vit_jax.patches import Native, Patches, Size, cut
 from vit_jax.sections import Data, Preprocess
 
 ORDER, AUGMENT = 0, 1  # streams of random numbers that never meet
@@ -36,14 +37,20 @@ log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """uint8 images [b, h, w, c], labels, float32 weights [b] (0: padding, or a skipped example).
+    """uint8 images [b, h, w, c], or Patches, labels, float32 weights [b] (0: padding, or a skipped example).
 
     Labels are int32 [b]; of a source of several an example, uint8 [b, classes] that is 1 at each of them.
     """
 
-    image: np.ndarray
+    image: np.ndarray | Patches
     label: np.ndarray
     weight: np.ndarray
+
+    def map(self, change: Callable[[Any], Any]) -> "Batch":
+        """The same batch of changed arrays."""
+        image = self.image
+        changed = Patches(*map(change, image)) if isinstance(image, Patches) else change(image)
+        return Batch(changed, change(self.label), change(self.weight))
 
 
 class Made(NamedTuple):
@@ -59,7 +66,7 @@ class TrainBatches:
 
     source: Source
     cfg: Data
-    image_hw: tuple[int, int]
+    image_size: Size
     batch_size: int
     seed: int
     steps: int
@@ -102,7 +109,7 @@ class TrainBatches:
         epoch, index, copy = self.example(position)
         picture, label = self.source.get(index)
         rng = augmentation_rng(self.seed, epoch, index, copy)
-        return transforms.for_training(picture, self.cfg, self.image_hw, rng), label
+        return transforms.for_training(picture, self.cfg, self.image_size, rng), label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +118,7 @@ class EvalBatches:
 
     source: Source
     cfg: Preprocess
-    image_hw: tuple[int, int]
+    image_size: Size
     batch_size: int
     rows: Sequence[int]
 
@@ -130,7 +137,7 @@ class EvalBatches:
         if position >= self.source.size:
             return None, 0
         picture, label = self.source.get(position)
-        return transforms.for_evaluation(picture, self.cfg, self.image_hw), label
+        return transforms.for_evaluation(picture, self.cfg, self.image_size), label
 
 
 def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -> Iterator[Batch]:
@@ -146,7 +153,7 @@ def iterate(batches: TrainBatches | EvalBatches, cfg: Data, *, start: int = 0) -
     try:
         for batch, broken in made:
             if cfg.workers:  # they answer in shared memory, which ends with the array object
-                batch = Batch(*map(np.array, batch))
+                batch = batch.map(np.array)
             for message in broken:
                 if cfg.on_error == "error":
                     raise BrokenExample(f"{message}; data.on_error=skip goes on without it")
@@ -237,7 +244,7 @@ def _end_with(sentinel: int) -> None:
 
 def _make(batches: TrainBatches | EvalBatches, step: int) -> Made:
     count, channels = len(batches.rows), batches.cfg.channels
-    image = np.zeros((count, *batches.image_hw, channels), np.uint8)
+    image = rows_of(batches.image_size, count, channels)
     source = batches.source
     several = source.multi_label
     label = np.zeros((count, len(source.class_names)), np.uint8) if several else np.zeros(count, np.int32)
@@ -250,9 +257,29 @@ def _make(batches: TrainBatches | EvalBatches, step: int) -> Made:
             broken.append(str(e))
             continue
         if image_hwc is not None:
-            copy_pixels(image[i], image_hwc)
+            put(image, i, image_hwc)
             weight[i] = 1.0
     return Made(Batch(image, label, weight), tuple(broken))
+
+
+def rows_of(size: Size, count: int, channels: int) -> np.ndarray | Patches:
+    """Room for `count` images, of zeros."""
+    if not isinstance(size, Native):
+        return np.zeros((count, *size, channels), np.uint8)
+    p = size.patch_size
+    pixels = np.zeros((count, size.tokens, p, p, channels), np.uint8)
+    return Patches(pixels, np.zeros((count, 2), np.int32))
+
+
+def put(rows: np.ndarray | Patches, i: int, image_hwc: np.ndarray) -> None:
+    """Make an image row `i`."""
+    if isinstance(rows, Patches):
+        p = rows.pixels.shape[2]
+        patches = cut(image_hwc, p)
+        rows.pixels[i, : len(patches)] = patches
+        rows.grid[i] = image_hwc.shape[0] // p, image_hwc.shape[1] // p
+    else:
+        copy_pixels(rows[i], image_hwc)
 
 
 def copy_pixels(out_hwc: np.ndarray, image_hwc: np.ndarray) -> None:

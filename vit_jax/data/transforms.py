@@ -13,6 +13,7 @@ from PIL import Image
 from vit_jax.data import augment
 from vit_jax.data.decode import Encoded, convert, from_pillow
 from vit_jax.data.resize import FILTER_REACH, SIMD_FILTERS, Box, resize, resize_box
+from vit_jax.patches import Size, fitted
 from vit_jax.sections import Data, Preprocess
 
 Picture = Encoded | Image.Image | np.ndarray
@@ -27,14 +28,15 @@ class Cropped(np.ndarray):
     """uint8 [h, w, c] that `for_evaluation` made, and gives back as it is."""
 
 
-def for_evaluation(picture: Picture, cfg: Preprocess, image_hw: tuple[int, int]) -> np.ndarray:
-    """Squash to `image_hw`, or resize to cover it by 1/crop_fraction and take the centre.
+def for_evaluation(picture: Picture, cfg: Preprocess, size: Size) -> np.ndarray:
+    """Squash to `size`, or resize to cover it by 1/crop_fraction and take the centre.
 
-    With resize=squash_crop, squash to `image_hw` over crop_fraction, and take the centre.
+    With resize=squash_crop, squash to `size` over crop_fraction, and take the centre. What Native fits is
+    what an image is squashed to where it keeps its aspect.
     """
     if isinstance(picture, Cropped):
         return picture.view(np.ndarray)
-    return _window(picture, cfg, image_hw)
+    return _window(picture, cfg, fitted(size, *size_hw(picture)))
 
 
 def _window(
@@ -59,16 +61,14 @@ def _window(
     return _resize_part(picture, cfg, (left * x, top * y, (left + w) * x, (top + h) * y), image_hw)
 
 
-def for_training(
-    picture: Picture, cfg: Data, image_hw: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
+def for_training(picture: Picture, cfg: Data, size: Size, rng: np.random.Generator) -> np.ndarray:
     """Crop as `cfg.augment` says, then all of `operations(cfg)`."""
     if cfg.augment == "inception":
-        image_hwc = inception_crop(picture, cfg, image_hw, rng)
+        image_hwc = inception_crop(picture, cfg, size, rng)
     elif cfg.augment == "window":
-        image_hwc = _window(picture, cfg, image_hw, rng)
+        image_hwc = _window(picture, cfg, fitted(size, *size_hw(picture)), rng)
     else:
-        image_hwc = for_evaluation(picture, cfg, image_hw)
+        image_hwc = for_evaluation(picture, cfg, size)
     for operation in operations(cfg):
         image_hwc = operation(image_hwc, rng)
     return image_hwc
@@ -94,13 +94,12 @@ def operations(cfg: Data) -> tuple[augment.Operation, ...]:
     return tuple(found)
 
 
-def inception_crop(
-    picture: Picture, cfg: Data, image_hw: tuple[int, int], rng: np.random.Generator
-) -> np.ndarray:
-    """A random box of the image, cut out and then resized. arXiv:1409.4842."""
+def inception_crop(picture: Picture, cfg: Data, size: Size, rng: np.random.Generator) -> np.ndarray:
+    """A random box of the image, cut out and then resized, to its own aspect if so. arXiv:1409.4842."""
     height, width = size_hw(picture)
     box = inception_box((width, height), cfg.min_area, rng)
     left, top, right, bottom = box
+    image_hw = fitted(size, bottom - top, right - left)
     quick = cfg.resizer == "fast"
     if _shrink(cfg, box, image_hw) > 1:
         return _resize_part(picture, cfg, box, image_hw, quick=quick)

@@ -52,17 +52,49 @@ def _made(x: Any) -> jax.Array:
 attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
-def attended(q: jax.Array, k: jax.Array, v: jax.Array, order: str = "nh") -> tuple[jax.Array, jax.Array]:
-    """`attend`, the plain form. `order` is that of tokens and heads in all arrays but p."""
+@or_plain
+@jax.custom_vjp
+def attend_real(
+    q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array, real_bm: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`attend` to the keys that are real, of which each example has some; p is exactly 0 at all others."""
+    if only_plain.value:
+        return attended(q_bnhk, k_bmhk, v_bmhk, real_bm)
+    forms: dict[str, Any] = {"cpu": attended_on_cpu, "default": attended}
+    return jax.lax.platform_dependent(q_bnhk, k_bmhk, v_bmhk, real_bm, **forms)
+
+
+def _attend_real_forward(*primals: jax.Array) -> tuple[Any, Any]:
+    y_bnhk, p_bhnm = attend_real(*primals)
+    return (y_bnhk, p_bhnm), (*primals[:3], p_bhnm)
+
+
+def _attend_real_backward(kept: Any, given: tuple[Any, Any]) -> tuple[Any, ...]:
+    forms: dict[str, Any] = {"cpu": attended_backward_on_cpu, "default": attended_backward}
+    return *jax.lax.platform_dependent(*kept, *given, **forms), None
+
+
+attend_real.defvjp(_attend_real_forward, _attend_real_backward)
+
+
+def attended(
+    q: jax.Array, k: jax.Array, v: jax.Array, real_bm: jax.Array | None = None, order: str = "nh"
+) -> tuple[jax.Array, jax.Array]:
+    """`attend`, or `attend_real`, the plain form. `order` is that of tokens and heads in all arrays but p."""
     of_q, of_k = _axes(order)
     s_bhnm = jnp.einsum(f"{of_q},{of_k}->bhnm", q, k, preferred_element_type=jnp.float32)
+    if real_bm is not None:
+        s_bhnm = jnp.where(real_bm[:, None, None], s_bhnm, -jnp.inf)
     p_bhnm = jax.nn.softmax(s_bhnm * q.shape[-1] ** -0.5).astype(q.dtype)
     return jnp.einsum(f"bhnm,{of_k}->{of_q}", p_bhnm, v), p_bhnm
 
 
-def attended_on_cpu(q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`attend`, heads before tokens: a CPU multiplies batches slowly in another order (benchmarks/LOG.md)."""
-    y_bhnk, p_bhnm = attended(*map(_swapped, (q_bnhk, k_bmhk, v_bmhk)), order="hn")
+def attended_on_cpu(
+    q_bnhk: jax.Array, k_bmhk: jax.Array, v_bmhk: jax.Array, real_bm: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`attended`, heads before tokens: a CPU is slow at batches in another order (benchmarks/LOG.md)."""
+    q, k, v = map(_swapped, (q_bnhk, k_bmhk, v_bmhk))
+    y_bhnk, p_bhnm = attended(q, k, v, real_bm, order="hn")
     return _swapped(y_bhnk), p_bhnm
 
 

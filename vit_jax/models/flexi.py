@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models.posemb import bilinear
+from vit_jax.models.posemb import matrix
 
 
 def resize(kernel_pqcd: np.ndarray, size: int) -> np.ndarray:
@@ -35,4 +35,4 @@ def resize_in_program(kernel_pqcd: jax.Array, size: int) -> jax.Array:
 @functools.lru_cache(maxsize=64)
 def _inverse(old: int, new: int) -> np.ndarray:
     """(B^T)^+ of one axis, [new, old]: bilinear without antialiasing, as big_vision resizes patches."""
-    return np.linalg.pinv(bilinear(old, new).T)
+    return np.linalg.pinv(matrix("bilinear", old, new).T)

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import kernels, rotary, vitals
-from vit_jax.models.attend import attend
+from vit_jax.models import kernels, native, rotary, vitals
+from vit_jax.models.attend import attend, attend_real
 from vit_jax.sections import Model
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -64,16 +64,19 @@ class Attention(nn.Module):
     """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1.
 
     Queries come from x [b, n, d], keys and values from source [b, m, d], the last of which are patches of
-    `grid_hw`. With `qk_norm`, q and k are first normalised over k (arXiv:2302.05442 section 2), with `rotary`
-    they are turned by their positions, and with `attention_norm` the heads' values over all heads
-    (arXiv:2110.09456 section 2). The collection `attention` gets the probabilities p.
+    `grid_hw`, or of images of the grids `grid_b2`, behind which is padding that is not looked at.
+    With `qk_norm`, q and k are first normalised over k (arXiv:2302.05442 section 2), with `rotary` they are
+    turned by their positions, and with `attention_norm` the heads' values over all heads (arXiv:2110.09456
+    section 2). The collection `attention` gets the probabilities p.
     """
 
     cfg: Model
     grid_hw: tuple[int, int] = (0, 0)
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, source_bmd: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_bnd: jax.Array, source_bmd: jax.Array, grid_b2: jax.Array | None = None
+    ) -> jax.Array:
         cfg, width = self.cfg, x_bnd.shape[-1]
         head_width = width // cfg.heads
         biased = BIASED[cfg.qkv_bias]
@@ -83,9 +86,17 @@ class Attention(nn.Module):
         v_bmhk = heads("value", source_bmd)
         q_bnhk = norm("query_norm", heads("query", x_bnd))
         if cfg.rotary != "none":
-            turn = rotary.turn(cfg.rotary, self.grid_hw, head_width, prefix=cfg.prefix, to=cfg.rotary_grid)
+            how: Any = {"prefix": cfg.prefix, "to": cfg.rotary_grid}
+            if grid_b2 is None:
+                turn = rotary.turn(cfg.rotary, self.grid_hw, head_width, **how)
+            else:
+                turn = rotary.turn_each(cfg.rotary, grid_b2, source_bmd.shape[1], head_width, **how)
             q_bnhk, k_bmhk = turn(q_bnhk), turn(k_bmhk)
-        y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
+        if grid_b2 is None:
+            y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
+        else:
+            real_bm = native.real(grid_b2, source_bmd.shape[1], cfg.prefix)
+            y_bnhk, p_bhnm = attend_real(q_bnhk, k_bmhk, v_bmhk, real_bm)
         self.sow("attention", "p", p_bhnm)
         largest = lambda: vitals.largest_logit(q_bnhk, k_bmhk)
         vitals.sow(self, logit=largest, entropy=lambda: vitals.entropy(p_bhnm))
@@ -175,7 +186,7 @@ class Block(nn.Module):
 
     With `branch_norm=after` x + norm(attention(x)), then x + norm(mlp(x)) (arXiv:2111.09883 section 3.2).
     `drop_rate` is the chance of dropping each branch of an example. With `first`, only so many tokens are
-    queries and come out, [b, first, d].
+    queries and come out, [b, first, d]. Patches lie on `grid_hw`, or on a grid an image, `grid_b2`.
     """
 
     cfg: Model
@@ -184,12 +195,12 @@ class Block(nn.Module):
     grid_hw: tuple[int, int] = (0, 0)
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x_bnd: jax.Array, grid_b2: jax.Array | None = None, *, train: bool) -> jax.Array:
         cfg = self.cfg
         drop_path = lambda: DropPath(self.drop_rate, deterministic=not train)
         norm = lambda where, name, x: Norm(cfg, name=name)(x) if cfg.branch_norm == where else x
         y_bnd = norm("before", "norm1", x_bnd)
-        y_bnd = Attention(cfg, self.grid_hw, name="attention")(y_bnd[:, : self.first], y_bnd)
+        y_bnd = Attention(cfg, self.grid_hw, name="attention")(y_bnd[:, : self.first], y_bnd, grid_b2)
         y_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
         y_bnd = norm("after", "norm1", y_bnd)
         if cfg.layer_scale:
@@ -209,7 +220,7 @@ class MapPool(nn.Module):
     cfg: Model
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x_bnd: jax.Array, grid_b2: jax.Array | None = None, *, train: bool) -> jax.Array:
         b, _, d = x_bnd.shape
         hidden = self.cfg.pool_mlp_width or self.cfg.mlp_width
         plain: Any = {"rotary": "none", "rotary_grid": 0, "attention_norm": False, "mlp_norm": False}
@@ -218,7 +229,7 @@ class MapPool(nn.Module):
         )
         probe_11d = self.param("probe", XAVIER, (1, 1, d), jnp.float32)
         probe_b1d = jnp.broadcast_to(probe_11d, (b, 1, d)).astype(x_bnd.dtype)
-        x_b1d = Attention(cfg, name="attention")(probe_b1d, x_bnd)
+        x_b1d = Attention(cfg, name="attention")(probe_b1d, x_bnd, grid_b2)
         y_b1d = Norm(cfg, name="norm")(x_b1d)
         return (x_b1d + Mlp(cfg, hidden, name="mlp")(y_b1d, train=train))[:, 0]
 

@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 
 from vit_jax.errors import UserError
+from vit_jax.models import native
 from vit_jax.models.layers import DropPath, Mlp, Norm
 from vit_jax.models.stack import run_blocks
 from vit_jax.models.vit import Embed, Pool, grid_of, head
+from vit_jax.patches import Patches
 from vit_jax.sections import Model
 
 
@@ -21,7 +23,9 @@ class Mixer(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, images_bhwc: jax.Array, *, train: bool = False, logits: bool = True) -> jax.Array:
+    def __call__(
+        self, images_bhwc: jax.Array | Patches, *, train: bool = False, logits: bool = True
+    ) -> jax.Array:
         """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
 
         Without `logits`, what the head would see: [b, d]. Raises UserError for logits without a head.
@@ -29,6 +33,8 @@ class Mixer(nn.Module):
         another size than `cfg.image_size`.
         """
         cfg = self.cfg
+        if isinstance(images_bhwc, Patches):
+            raise UserError(native.unable(cfg))
         if (grid_hw := grid_of(cfg, images_bhwc, cfg.patch_size)) != cfg.grid_hw:
             (h, w), (y, x) = cfg.grid_hw, grid_hw
             raise UserError(

@@ -7,11 +7,13 @@ Dims: m tokens, k features of a head, h w grid, q = k/4 pairs an axis.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vit_jax.models import native
 
 
 class Form(NamedTuple):
@@ -51,6 +53,29 @@ def turn(
     return turned
 
 
+def turn_each(
+    name: str, grid_b2: jax.Array, tokens: int, features: int, *, prefix: int, to: int
+) -> Callable[[jax.Array], jax.Array]:
+    """`turn` for images of several grids, `grid_b2` rows and columns, the same number of tokens each."""
+    form, q = FORMS[name], features // 4
+    speed_11q = jnp.asarray(form.base ** -(np.arange(q) / q), jnp.float32).reshape(1, 1, q)
+    at = native.places(grid_b2, tokens - prefix)
+    sides_b2 = grid_b2.astype(jnp.float32)
+    y_bn, x_bn = (_position(form, at[axis], sides_b2[:, axis, None], prefix, to) for axis in (0, 1))
+    axes = (x_bn, y_bn) if form.columns_first else (y_bn, x_bn)
+    angles_bnk = jnp.concatenate([axis[..., None] * speed_11q for axis in axes], axis=-1)
+    angles_bnk = jnp.tile(angles_bnk, 2) if form.halves else jnp.repeat(angles_bnk, 2, axis=-1)
+    angles_bmk = jnp.pad(angles_bnk, ((0, 0), (prefix, 0), (0, 0)))
+
+    def turned(x_bnhk: jax.Array) -> jax.Array:
+        angles_bn1k = angles_bmk[:, : x_bnhk.shape[1], None]
+        y_bnhk = x_bnhk.astype(jnp.float32)
+        turned_bnhk = y_bnhk * jnp.cos(angles_bn1k) + _partner(y_bnhk, form.halves) * jnp.sin(angles_bn1k)
+        return turned_bnhk.astype(x_bnhk.dtype)
+
+    return turned
+
+
 def _partner(x: jax.Array, halves: bool) -> jax.Array:
     """(-b, a) of each pair (a, b) of features."""
     if halves:
@@ -66,7 +91,7 @@ def table(
     """Cosine and sine [m, k] of the angle of each feature and token, float32."""
     q = features // 4
     speed_q = form.base ** -(np.arange(q) / q)
-    axes = [_positions(form, side, prefix, to) for side in grid_hw]
+    axes = [_position(form, np.arange(side), side, prefix, to) for side in grid_hw]
     y_hw, x_hw = np.meshgrid(*axes, indexing="ij")
     first, second = (x_hw, y_hw) if form.columns_first else (y_hw, x_hw)
     angles = np.concatenate([np.outer(axis.ravel(), speed_q) for axis in (first, second)], axis=1)
@@ -75,7 +100,8 @@ def table(
     return np.cos(angles_mk).astype(np.float32), np.sin(angles_mk).astype(np.float32)
 
 
-def _positions(form: Form, side: int, prefix: int, to: int) -> np.ndarray:
+def _position(form: Form, i: Any, side: Any, prefix: int, to: int) -> Any:
+    """Of row or column `i` of `side`."""
     if form.centred:
-        return 2 * np.pi * (2 * (np.arange(side) + 0.5) / side - 1)
-    return (np.arange(side) + (prefix if form.offset else 0)) * ((to or side) / side)
+        return 2 * np.pi * (2 * (i + 0.5) / side - 1)
+    return (i + (prefix if form.offset else 0)) * ((to or side) / side)

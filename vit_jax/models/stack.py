@@ -63,11 +63,13 @@ def run_blocks(
     parent: nn.Module,
     kind: Callable[..., nn.Module],
     x_bnd: jax.Array,
-    *,
+    *given: jax.Array,
     train: bool,
     last: Callable[..., nn.Module] | None = None,
 ) -> jax.Array:
     """`x_bnd` through blocks `kind(cfg, drop_rate)`, submodules of `parent` (in its compact method).
+
+    Each block also takes what is `given`.
 
     `last`, if given and nothing is scanned, makes the last block. Drop rates grow linearly to
     cfg.stochastic_depth (arXiv:1603.09382). A scan draws other dropout masks.
@@ -75,20 +77,25 @@ def run_blocks(
     cfg, scan, remat = _fields(parent)
     rates = np.linspace(0.0, cfg.stochastic_depth, cfg.depth)
     if scan and not parent.is_initializing():
-        return _scanned(parent, kind, x_bnd, rates, train=train)
-    call: Any = lambda block, x_bnd: block(x_bnd, train=train)
+        return _scanned(parent, kind, x_bnd, rates, *given, train=train)
+    call: Any = lambda block, x_bnd, *given: block(x_bnd, *given, train=train)
     if remat != "none":
         call = nn.remat(call, policy=POLICIES[remat])
     if train:  # equal blocks are traced once; not in inference, where callers capture what blocks compute
         call = nn.jit(call)
     for i, rate in enumerate(rates):
         make = last if last and i == cfg.depth - 1 else kind
-        x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), kernels.summed_once(x_bnd))
+        x_bnd = call(make(cfg, float(rate), name=f"block_{i}"), kernels.summed_once(x_bnd), *given)
     return x_bnd
 
 
 def _scanned(
-    parent: nn.Module, kind: Callable[..., nn.Module], x_bnd: jax.Array, rates: np.ndarray, *, train: bool
+    parent: nn.Module,
+    kind: Callable[..., nn.Module],
+    x_bnd: jax.Array,
+    rates: np.ndarray,
+    *given: jax.Array,
+    train: bool,
 ) -> jax.Array:
     # Not nn.scan: it owns its parameters, stacked under one name, where files, inference and the patterns of
     # `optim` know block_0, block_1, ... lax.scan takes them, and a drop rate a layer, as inputs.
@@ -103,7 +110,7 @@ def _scanned(
         block = kind(cfg, rate if cfg.stochastic_depth else 0.0, parent=None)
         rngs = None if key is None else {"dropout": key}
         wanted: Any = [vitals.HEALTH] if watched else False
-        out: Any = block.apply({"params": params}, x_bnd, train=train, rngs=rngs, mutable=wanted)
+        out: Any = block.apply({"params": params}, x_bnd, *given, train=train, rngs=rngs, mutable=wanted)
         return (out[0], out[1][vitals.HEALTH]) if watched else (out, None)
 
     if remat != "none":  # a scan itself prevents that XLA merges the second computation with the first

@@ -4,7 +4,6 @@ Dims: b batch, h w pixels or grid, c channels or classes, n tokens, d width, p f
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models import flexi, posemb
+from vit_jax.models import flexi, native, posemb
 from vit_jax.models.layers import Block, MapPool, Norm, affine
 from vit_jax.models.resnet import Stem
 from vit_jax.models.stack import run_blocks
+from vit_jax.patches import Patches
 from vit_jax.sections import Model
 
 TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
@@ -36,9 +36,9 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images_bhwc: jax.Array, *, train: bool = False, logits: bool = True
+        self, images: jax.Array | Patches, *, train: bool = False, logits: bool = True
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """float32 images [b, h, w, c], normalised, to float32 logits [b, classes].
+        """float32 images [b, h, w, c], or Patches of them, normalised, to float32 logits [b, classes].
 
         Any h and w of whole patches will do: learned positions, stored for `cfg.image_size`, are resized by
         `cfg.posemb_method`. Without `logits`, what the head would see: [b, p]. Raises UserError for logits
@@ -48,15 +48,20 @@ class ViT(nn.Module):
         """
         cfg = self.cfg
         patch_size = self.patch_size or cfg.patch_size
-        grid_hw = grid_of(cfg, images_bhwc, patch_size)
-        x_bnd = Embed(cfg, patch_size, name="embed")(images_bhwc)
+        given, grid_hw = (), (0, 0)
+        if isinstance(images, Patches):
+            given = (native.grid_of(cfg, images, patch_size),)
+            images = images._replace(grid=given[0])
+        else:
+            grid_hw = grid_of(cfg, images, patch_size)
+        x_bnd = Embed(cfg, patch_size, name="embed")(images)
         x_bnd = nn.Dropout(cfg.dropout, deterministic=not train)(x_bnd)
         block = functools.partial(Block, grid_hw=grid_hw)
         last = functools.partial(block, first=self._read_by_heads())
-        x_bnd = run_blocks(self, block, x_bnd, train=train, last=last)
+        x_bnd = run_blocks(self, block, x_bnd, *given, train=train, last=last)
         if cfg.final_norm == "tokens":
             x_bnd = Norm(cfg, name="norm")(x_bnd)
-        x_bp = Pool(cfg, name="pool")(x_bnd, train=train)
+        x_bp = Pool(cfg, name="pool")(x_bnd, *given, train=train)
         if not logits:
             return x_bp
         logits_bc = head(cfg, "head")(x_bp)
@@ -83,15 +88,19 @@ class Embed(nn.Module):
     patch_size: int
 
     @nn.compact
-    def __call__(self, images_bhwc: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array | Patches) -> jax.Array:
         cfg = self.cfg
-        x_bhwc = Stem(cfg, name="stem")(images_bhwc) if cfg.stem_width else images_bhwc
-        x_bhwd = Patch(cfg, self.patch_size, name="patch")(x_bhwc)
-        b, h, w, d = x_bhwd.shape
-        x_bnd = x_bhwd.reshape(b, h * w, d)
+        if isinstance(images, Patches):
+            x_bnd, grid = Patch(cfg, self.patch_size, name="patch")(images.pixels), images.grid
+        else:
+            x_bhwc = Stem(cfg, name="stem")(images) if cfg.stem_width else images
+            x_bhwd = Patch(cfg, self.patch_size, name="patch")(x_bhwc)
+            b, h, w, d = x_bhwd.shape
+            x_bnd, grid = x_bhwd.reshape(b, h * w, d), (h, w)
+        add = functools.partial(self._add_positions, patches=x_bnd.shape[1], grid=grid)
         covers_class = cfg.posemb == "learned" and cfg.class_token and cfg.posemb_class_slot
         if not covers_class:
-            x_bnd = self._add_positions(x_bnd, (h, w))
+            x_bnd = add(x_bnd)
         prefix = []
         if cfg.class_token:
             prefix.append(self._tokens("class_token", 1, nn.initializers.zeros, x_bnd))
@@ -100,7 +109,7 @@ class Embed(nn.Module):
         if prefix:
             x_bnd = jnp.concatenate([*prefix, x_bnd], axis=1)
         if covers_class:
-            x_bnd = self._add_positions(x_bnd, (h, w))
+            x_bnd = add(x_bnd)
         if cfg.registers:
             registers_bnd = self._tokens("registers", cfg.registers, nn.initializers.normal(TOKEN_STD), x_bnd)
             k = len(prefix)
@@ -114,54 +123,74 @@ class Embed(nn.Module):
         tokens_1nd = self.param(name, start, (1, n, d), jnp.float32)
         return jnp.broadcast_to(tokens_1nd, (b, n, d)).astype(like_bnd.dtype)
 
-    def _add_positions(self, x_bnd: jax.Array, grid_hw: tuple[int, int]) -> jax.Array:
+    def _add_positions(self, x_bnd: jax.Array, patches: int, grid: tuple[int, int] | jax.Array) -> jax.Array:
         cfg = self.cfg
         if cfg.posemb == "none":
             return x_bnd
         if cfg.posemb == "sincos2d":
-            pos_1nd = jnp.asarray(sincos2d(grid_hw, cfg.width))
+            pos_bnd = (
+                jnp.asarray(sincos2d(grid, cfg.width))
+                if isinstance(grid, tuple)
+                else sincos2d_each(grid, patches, cfg.width)
+            )
         else:
-            slots, (h, w) = x_bnd.shape[1] - math.prod(grid_hw), cfg.grid_hw
+            slots, (h, w) = x_bnd.shape[1] - patches, cfg.grid_hw
             shape = (1, slots + h * w, x_bnd.shape[-1])
             stored_1nd = self.param("positions", nn.initializers.normal(TOKEN_STD), shape, jnp.float32)
             how = {"method": cfg.posemb_method, "slots": slots}
-            pos_1nd = posemb.resize_in_program(stored_1nd, (h, w), grid_hw, **how)
-        return x_bnd + pos_1nd.astype(x_bnd.dtype)
+            if isinstance(grid, tuple):
+                pos_bnd = posemb.resize_in_program(stored_1nd, (h, w), grid, **how)
+            else:
+                pos_bnd = posemb.resize_each(stored_1nd, (h, w), grid, patches, **how)
+        return x_bnd + pos_bnd.astype(x_bnd.dtype)
 
 
 class Patch(nn.Module):
     """x W + a of each p x p patch, [b, h, w, c] to [b, h/p, w/p, d]: nn.Conv's parameters and initial values.
 
-    One matrix product. W is stored for the patches of `cfg`, and resized to those of `patch_size`.
+    Of patches that are cut, [b, n, p, p, c] to [b, n, d]. One matrix product. W is stored for the patches of
+    `cfg`, and resized to those of `patch_size`.
     """
 
     cfg: Model
     patch_size: int
 
     @nn.compact
-    def __call__(self, x_bhwc: jax.Array) -> jax.Array:
-        d, p, (b, *image_hw, c) = self.cfg.width, self.patch_size, x_bhwc.shape
-        h, w = (side // p for side in image_hw)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        d, p, (b, *sides, c) = self.cfg.width, self.patch_size, x.shape
         shape = (self.cfg.patch_size, self.cfg.patch_size, c, d)
         stored_ppcd = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         kernel_ppcd = flexi.resize_in_program(stored_ppcd, p)
         biased = self.cfg.patch_bias
         bias_d = self.param("bias", nn.initializers.zeros, (d,), jnp.float32) if biased else None
-        x_bhpwpc = x_bhwc[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
+        if x.ndim == 5:
+            return affine(
+                self.cfg, x.reshape(b, sides[0], p * p * c), kernel_ppcd.reshape(p * p * c, d), bias_d
+            )
+        h, w = (side // p for side in sides)
+        x_bhpwpc = x[:, : h * p, : w * p].reshape(b, h, p, w, p, c)
         x_bhwi = x_bhpwpc.swapaxes(2, 3).reshape(b, h, w, p * p * c)
         return affine(self.cfg, x_bhwi, kernel_ppcd.reshape(p * p * c, d), bias_d)
 
 
 class Pool(nn.Module):
-    """Tokens to the features that the head sees: [b, n, d] to [b, cfg.features]."""
+    """Tokens to the features that the head sees: [b, n, d] to [b, cfg.features].
+
+    Of images with `grid_b2` rows and columns each, without their padding.
+    """
 
     cfg: Model
 
     @nn.compact
-    def __call__(self, x_bnd: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x_bnd: jax.Array, grid_b2: jax.Array | None = None, *, train: bool) -> jax.Array:
         cfg = self.cfg
         patches_bnd = x_bnd[:, cfg.prefix :] if cfg.prefix else x_bnd
-        mean = lambda: patches_bnd.mean(axis=1, dtype=jnp.float32).astype(x_bnd.dtype)
+        all_or_real = lambda: (
+            patches_bnd.mean(axis=1, dtype=jnp.float32)
+            if grid_b2 is None
+            else native.mean(patches_bnd, grid_b2)
+        )
+        mean = lambda: all_or_real().astype(x_bnd.dtype)
         if cfg.pooling == "token":
             x_bd = x_bnd[:, 0]
         elif cfg.pooling == "gap":
@@ -169,7 +198,7 @@ class Pool(nn.Module):
         elif cfg.pooling == "token_gap":
             x_bd = jnp.concatenate([x_bnd[:, 0], mean()], axis=1)
         else:
-            x_bd = MapPool(cfg, name="map")(x_bnd, train=train)
+            x_bd = MapPool(cfg, name="map")(x_bnd, grid_b2, train=train)
         if cfg.final_norm == "pooled":
             x_bd = Norm(cfg, name="norm")(x_bd)
         if cfg.pre_logits_form == "linear":
@@ -206,12 +235,25 @@ def head(cfg: Model, name: str) -> Callable[[jax.Array], jax.Array]:
     return lambda x_bp: layer(x_bp.astype(jnp.float32))
 
 
-def sincos2d(grid_hw: tuple[int, int], width: int, *, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed position embedding [1, h*w, width], float32: sin x, cos x, sin y, cos y, a quarter each.
+def sincos2d(grid_hw: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed position embedding [1, h*w, width], float32: that of columns, then that of rows, a half each."""
+    y_1n, x_1n = np.mgrid[: grid_hw[0], : grid_hw[1]].reshape(2, 1, -1)
+    of_nd = _sincos(max(grid_hw), width // 2)
+    return np.concatenate([of_nd[x_1n], of_nd[y_1n]], axis=-1)
 
-    As in MoCo v3 (arXiv:2104.02057) and big_vision: frequencies temperature^-(i / (width/4 - 1)).
+
+def sincos2d_each(grid_b2: jax.Array, patches: int, width: int) -> jax.Array:
+    """`sincos2d` of the patches of images of several grids, [b, n, width], float32."""
+    row_bn, column_bn = native.places(grid_b2, patches)
+    of_nd = jnp.asarray(_sincos(patches, width // 2))
+    return jnp.concatenate([of_nd[at_bn.astype(jnp.int32)] for at_bn in (column_bn, row_bn)], axis=-1)
+
+
+def _sincos(places: int, width: int, *, temperature: float = 10_000.0) -> np.ndarray:
+    """Sines, then cosines, of the first `places` rows or columns: [places, width], float32.
+
+    As in MoCo v3 (arXiv:2104.02057) and big_vision: frequencies temperature^-(i / (width/2 - 1)).
     """
-    y_hw, x_hw = np.mgrid[: grid_hw[0], : grid_hw[1]]
-    omega = temperature ** -(np.arange(width // 4) / max(width // 4 - 1, 1))
-    x, y = np.outer(x_hw.ravel(), omega), np.outer(y_hw.ravel(), omega)
-    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)[None].astype(np.float32)
+    omega = temperature ** -(np.arange(width // 2) / max(width // 2 - 1, 1))
+    angle = np.outer(np.arange(places), omega)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)

@@ -30,7 +30,7 @@ from vit_jax.run.profile import Profile
 from vit_jax.run.report import Reporter, Sink
 from vit_jax.run.setup import Setup, set_up
 from vit_jax.run.workdir import Workdir
-from vit_jax.sections import Config
+from vit_jax.sections import Config, seen_size
 from vit_jax.training import mesh as meshes
 from vit_jax.training.evaluate import format_metrics
 from vit_jax.training.step import State
@@ -122,7 +122,8 @@ def run(
 
 def _cached(data: Splits, setup: Setup) -> Splits:
     """The splits with `data.cache_gib` of each kept in memory."""
-    keep = functools.partial(cache.keep, cfg=setup.cfg.data, image_hw=setup.spec.model.image_hw)
+    size = seen_size(setup.spec.model, setup.spec.preprocess)
+    keep = functools.partial(cache.keep, cfg=setup.cfg.data, image_size=size)
     return Splits(keep(data.train, train=True), keep(data.eval, train=False))
 
 
@@ -251,8 +252,8 @@ class _Loop:
     def _batches(self) -> loader.TrainBatches:
         setup, size = self.setup, self.setup.cfg.train.batch_size
         rows = meshes.host_rows(size, setup.mesh)
-        image_hw, seed = setup.spec.model.image_hw, setup.cfg.seed
-        return loader.TrainBatches(self.data.train, setup.cfg.data, image_hw, size, seed, setup.steps, rows)
+        seen, seed = seen_size(setup.spec.model, setup.spec.preprocess), setup.cfg.seed
+        return loader.TrainBatches(self.data.train, setup.cfg.data, seen, size, seed, setup.steps, rows)
 
     def _log(self, state: State, step: int, given: Batch) -> None:
         """Report a step, and the health of the run; `given` is the batch on the devices."""

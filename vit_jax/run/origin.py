@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from vit_jax import paths
 from vit_jax.data.loader import Batch
+from vit_jax.patches import Patches
 from vit_jax.run import provenance
 from vit_jax.run.workdir import Workdir
 from vit_jax.training import mesh as meshes
@@ -22,7 +23,8 @@ def write(folder: Workdir, mesh: Mesh, params: Any, ids: list[int], batch: Batch
     """
     digests = orbax.digest(params)
     if jax.process_index() == 0:
-        rows = zip(batch.image, batch.label, strict=True)
+        images = batch.image.pixels if isinstance(batch.image, Patches) else batch.image
+        rows = zip(images, batch.label, strict=True)
         crc = [zlib.crc32(label.tobytes(), zlib.crc32(image.tobytes())) for image, label in rows]
         known = {"devices": meshes.describe(mesh), "params": digests, "examples": ids, "rows": crc}
         paths.write(folder.origin, json.dumps(provenance.collect() | known))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vit_jax.patches import Patches, joined
+
 MOST = 64  # images of a batch that are shown
 NUMBERED = 30  # most classes of a confusion with names and counts
 CELL_PX, NAME_PX = 36, 120  # of such a one: a cell's side, and the width of a name
@@ -13,11 +15,13 @@ LETTERS = 18  # of a name that fit
 FULL = np.array([8, 48, 107])  # the colour of all examples of a class: dark blue; of none: white
 
 
-def tiled(image_bhwc: np.ndarray) -> np.ndarray:
+def tiled(images: np.ndarray | Patches) -> np.ndarray:
     """uint8 images [b, h, w, c] side by side in a square, row by row: [rows * h, columns * w, 1 or 3].
 
-    Of two channels the first is shown, of more than three the first three.
+    Images of their own aspect each have room for the highest and the widest. Of two channels the first is
+    shown, of more than three the first three.
     """
+    image_bhwc = _padded(images) if isinstance(images, Patches) else images
     image_bhwc = image_bhwc[:MOST, ..., : 3 if image_bhwc.shape[-1] >= 3 else 1]
     b, h, w, c = image_bhwc.shape
     columns = int(np.ceil(np.sqrt(b)))
@@ -25,6 +29,12 @@ def tiled(image_bhwc: np.ndarray) -> np.ndarray:
     padded = np.zeros((rows * columns, h, w, c), np.uint8)
     padded[:b] = image_bhwc
     return padded.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+
+
+def _padded(patches: Patches) -> np.ndarray:
+    images = [joined(patches, row) for row in range(min(len(patches.grid), MOST))]
+    h, w = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    return np.stack([np.pad(x, ((0, h - x.shape[0]), (0, w - x.shape[1]), (0, 0))) for x in images])
 
 
 def confused(counts_cc: np.ndarray, names: Sequence[str]) -> np.ndarray:

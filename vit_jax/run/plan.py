@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax.data.loader import rows_of
 from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
@@ -18,7 +19,7 @@ from vit_jax.run import first_state, program
 from vit_jax.run.program import NO_COST, Cost
 from vit_jax.run.setup import Setup, set_up
 from vit_jax.run.target import Target
-from vit_jax.sections import Config
+from vit_jax.sections import Config, seen_size
 from vit_jax.training import mesh as meshes
 from vit_jax.training import schedules, tables
 from vit_jax.weights.adapt import Weights
@@ -169,7 +170,9 @@ def mesh_of(cfg: Config, target: Target | None) -> Mesh:
 
 def flops_per_image(setup: Setup) -> float:
     """Floating-point operations of training, an image: three times the written-out model's forward pass."""
-    image = jax.ShapeDtypeStruct((1, *setup.spec.model.image_hw, setup.cfg.data.channels), jnp.float32)
+    given = rows_of(seen_size(setup.spec.model, setup.spec.preprocess), 1, setup.cfg.data.channels)
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.uint8 else x.dtype)
+    image = jax.tree.map(like, given)
     model = build.build(setup.spec.model)
     stored = jax.eval_shape(setup.forms.unpack, setup.model_params())
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Literal
 
 from vit_jax.fields import check, fail, field, section
+from vit_jax.patches import Native, Size
 from vit_jax.sections.data import Data, Preprocess
 from vit_jax.sections.model import FREE, MIXER_ONLY, UNTOLD, Model, PosembMethod
 from vit_jax.sections.training import BALANCED, Loss, LossName, Optim, Train
@@ -26,6 +27,7 @@ __all__ = [
     "Preprocess",
     "Spec",
     "Train",
+    "seen_size",
 ]
 
 
@@ -56,8 +58,26 @@ class Config:
                 f"optim.lora_rank={self.optim.lora_rank} trains adapters of weights that are there: set init"
             )
         self._check_patch_sizes()
+        if self.data.resize == "native":
+            self._check_native()
         if self.data.balance and self.loss.class_weights == BALANCED:
             fail("data.balance and loss.class_weights=balanced would make up for rare classes twice: use one")
+
+    def _check_native(self) -> None:
+        mixed = next((name for name in ("mixup", "cutmix") if getattr(self.loss, name)), "")
+        whys = {
+            "model.family=mixer, whose count of patches is fixed": self.model.family == "mixer",
+            f"model.stem_width={self.model.stem_width}, whose stem takes whole images": self.model.stem_width,
+            f"train.patch_sizes={self.train.patch_sizes}, as images are cut into patches of one size": (
+                self.train.patch_sizes
+            ),
+            f"loss.{mixed}, which mixes images of one shape": mixed,
+            f"loss.teacher={self.loss.teacher}, which would see the student's patches": self.loss.teacher,
+            "train.health, which would measure padding": self.train.health,
+        }
+        for what, is_set in whys.items():
+            if is_set:
+                fail(f"data.resize=native does not go with {what}: use one of the two")
 
     def _check_patch_sizes(self) -> None:
         sizes, model = self.train.patch_sizes, self.model
@@ -81,3 +101,11 @@ class Spec:
     class_names: tuple[str, ...] = field((), "one name a class; empty: unknown")
     loss: LossName = field("softmax", "what turns logits into confidences")
     multi_label: bool = field(False, "whether an image may be of several classes, or of none")
+
+
+def seen_size(model: Model, preprocess: Preprocess) -> Size:
+    """What size `model` sees images at: (height, width) in pixels, or Native where they keep their aspect."""
+    if preprocess.resize != "native":
+        return model.image_hw
+    rows, columns = model.grid_hw
+    return Native(model.patch_size, preprocess.max_tokens or rows * columns)

@@ -11,8 +11,13 @@ class Preprocess:
     """How a decoded image becomes the model's input outside training: saved in every checkpoint."""
 
     channels: int = field(3, "1: grey, 3: RGB, 4: RGBA; arrays may have any number", least=1)
-    resize: Literal["squash", "crop", "squash_crop"] = field(
-        "squash", "to the exact size; short side then centre crop; a square of the same, then centre crop"
+    resize: Literal["squash", "crop", "squash_crop", "native"] = field(
+        "squash",
+        "to the exact size; short side then centre crop; a square of the same, then centre crop; or the "
+        "aspect is kept, whole patches a side",
+    )
+    max_tokens: int = field(
+        0, "resize=native: most patches an image; 0: as many as model.image_size has", least=0
     )
     crop_fraction: float = share(0.875, "image size over the size before a centre crop")
     filter: Literal["pil_bilinear", "pil_bicubic", "tf_bilinear"] = field(
@@ -29,6 +34,8 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check(self, "data")
+        if self.max_tokens and self.resize != "native":
+            fail(f"data.max_tokens={self.max_tokens} is for data.resize=native: set it to 0")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.channels):
                 value = getattr(self, name)
@@ -81,7 +88,10 @@ class Data(Preprocess):
             fail(
                 f"data.channels={self.channels} has no colours for data.policy or data.jitter: leave them off"
             )
-        if self.augment == "window" and self.resize == "squash":
-            fail("data.augment=window has nothing to choose with data.resize=squash: set data.resize=crop")
+        if self.augment == "window" and self.resize in ("squash", "native"):
+            fail(
+                f"data.augment=window has nothing to choose with data.resize={self.resize}: set "
+                "data.resize=crop"
+            )
         if self.name in ("folder", "table", "parquet", "arrow", "cifar") and not self.dir:
             fail(f"data.name={self.name} needs data.dir: the folder that holds its images")

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from vit_jax.fields import at_least, check, fail, field, rate, with_role
 
 PosembMethod = Literal[
-    "official", "bilinear", "bicubic", "bicubic_antialias"
-]  # posemb.MATRICES has them, too
+    "official", "bilinear", "bilinear_antialias", "bicubic", "bicubic_antialias"
+]  # posemb.WEIGHTS has them, too
 
 # Roles of a field that says how a model is trained or used, not what it is.
 TRAINING: Any = {"in_file": False, "may_differ": True}

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from vit_jax.data import loader
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.sections import Data, Preprocess, Spec
+from vit_jax.patches import Size
+from vit_jax.sections import Data, Preprocess, Spec, seen_size
 from vit_jax.training import mesh as meshes
 from vit_jax.training.step import EvalSums, eval_step, normalise
 
@@ -84,7 +85,8 @@ class Evaluator:
         """Global batches on the devices."""
         spec, size, mesh = self._spec, self._batch_size, self._mesh
         rows = meshes.host_rows(size, mesh)
-        batches = loader.EvalBatches(source, spec.preprocess, spec.model.image_hw, size, rows)
+        seen = seen_size(spec.model, spec.preprocess)
+        batches = loader.EvalBatches(source, spec.preprocess, seen, size, rows)
         return (meshes.to_devices(batch, size, mesh) for batch in loader.iterate(batches, cfg))
 
     def _batch_like(self) -> Any:
@@ -92,13 +94,13 @@ class Evaluator:
 
 
 def walk(
-    forward: Callable[[Any, jax.Array], Any],
+    forward: Callable[[Any, Any], Any],
     params: Any,
     source: Source,
     cfg: Data,
     *,
     preprocess: Preprocess,
-    image_hw: tuple[int, int],
+    image_size: Size,
     batch_size: int,
     told: Callable[[int], None] = lambda done: None,
     which: Callable[[np.ndarray], None] = lambda index_b: None,
@@ -107,16 +109,16 @@ def walk(
 
     Labels are those of `loader.Batch`.
 
-    `forward` is compiled, gives arrays with a row an example, and sees normalised images. Each example comes
-    once, in the order of the split, but for those that cannot be read. `told` is called after each batch with
-    how many are done, `which` before it is yielded with the places of its examples in the split.
+    `forward` is compiled, gives arrays with a row an example, and sees normalised images, or Patches. Each
+    example comes once, in the order of the split, but for those that cannot be read. `told` is called after
+    each batch with how many are done, `which` before it is yielded with the places of its examples.
     """
     done = 0
     mesh = meshes.make("any", 1)
     size = _filling(batch_size, mesh)
     params = jax.device_put(params, meshes.shardings(params, mesh))
     program = jax.jit(lambda params, image_bhwc: forward(params, normalise(image_bhwc, preprocess)))
-    batches = loader.EvalBatches(source, preprocess, image_hw, size, list(range(size)))
+    batches = loader.EvalBatches(source, preprocess, image_size, size, list(range(size)))
     for step, batch in enumerate(loader.iterate(batches, cfg)):
         with jax.set_mesh(mesh):
             made = program(params, jax.device_put(batch.image, meshes.batch_sharding(mesh)))

@@ -11,10 +11,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.data.loader import Batch
+from vit_jax.data.loader import Batch, rows_of
 from vit_jax.errors import UserError
 from vit_jax.models.stack import STACK
-from vit_jax.sections import Spec
+from vit_jax.sections import Spec, seen_size
 
 SMALLEST_SPLIT = 1024  # elements; smaller arrays are kept whole, as moving them costs more than it saves
 
@@ -106,16 +106,17 @@ def to_devices(batch: Batch, batch_size: int, mesh: Mesh) -> Batch:
     """This host's rows to global arrays split over the devices."""
     sharding = batch_sharding(mesh)
     put = lambda x: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
-    return Batch(*map(put, batch))
+    return batch.map(put)
 
 
 def batch_like(batch_size: int, spec: Spec, mesh: Mesh) -> Any:
     """Shapes and layout of what `to_devices` makes."""
-    image_hwc = (*spec.model.image_hw, spec.preprocess.channels)
+    room = rows_of(seen_size(spec.model, spec.preprocess), 1, spec.preprocess.channels)
     sharding = batch_sharding(mesh)
     like = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
     label = like((spec.model.classes,), np.uint8) if spec.multi_label else like((), np.int32)
-    return Batch(like(image_hwc, np.uint8), label, like((), np.float32))  # pyright: ignore
+    image: Any = jax.tree.map(lambda x: like(x.shape[1:], x.dtype), room)
+    return Batch(image, label, like((), np.float32))  # pyright: ignore
 
 
 def _spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vit_jax.patches import Patches
 from vit_jax.sections import Loss
 from vit_jax.training import losses
 
@@ -15,11 +16,13 @@ from vit_jax.training import losses
 class Examples(NamedTuple):
     """A batch on its way into the loss: float32 pixels 0 to 255 [b, h, w, c], targets [b, c], weights [b].
 
+    `pixels` are Patches of them where images keep their aspect, which are not mixed.
+
     `own` [b, c] is above 0 at the classes of the image that is the larger part, where it may have several.
     `class_weight` [b, c], in each row the same, or None where all classes weigh as much.
     """
 
-    pixels: jax.Array
+    pixels: Any
     target: jax.Array
     weight: jax.Array
     own: jax.Array | None = None
@@ -38,9 +41,12 @@ def prepare(
     """Smoothed labels, and images and labels mixed; `repeats` rows after one another are of one image."""
     label_b, weight_b = jnp.asarray(batch.label), jnp.asarray(batch.weight)
     target_bc = losses.smooth(label_b, classes, cfg.label_smoothing)
-    pixels_bhwc = jnp.asarray(batch.image).astype(jnp.float32)
-    pixels_bhwc, target_bc = mix(pixels_bhwc, target_bc, key=key, cfg=cfg, by=repeats)
-    examples = Examples(pixels_bhwc, target_bc, weight_b, own=label_b if label_b.ndim == 2 else None)
+    if isinstance(batch.image, Patches):
+        pixels = batch.image._replace(pixels=jnp.asarray(batch.image.pixels).astype(jnp.float32))
+    else:
+        pixels = jnp.asarray(batch.image).astype(jnp.float32)
+        pixels, target_bc = mix(pixels, target_bc, key=key, cfg=cfg, by=repeats)
+    examples = Examples(pixels, target_bc, weight_b, own=label_b if label_b.ndim == 2 else None)
     if not class_weights:
         return examples
     weight_c = _class_weights(jnp.asarray(class_weights, jnp.float32), label_b, weight_b, cfg)

@@ -15,6 +15,7 @@ import optax
 
 from vit_jax.models import lora
 from vit_jax.models.vitals import HEALTH
+from vit_jax.patches import Patches
 from vit_jax.sections import Loss, Optim, Preprocess, Train
 from vit_jax.training import losses
 from vit_jax.training.guard import Guard, compare_with_usual, open_guard
@@ -98,7 +99,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, *, ema: boo
 def train_step(
     state: State, batch: Any, teacher_params: Any = None, base_params: Any = None, *, recipe: Recipe
 ) -> State:
-    """One update. `batch` has uint8 `image` [b, h, w, c], int32 `label` [b], float32 `weight` [b].
+    """One update. `batch` has uint8 `image` [b, h, w, c] or Patches, int32 `label` [b], float32 `weight` [b].
 
     With `optim.lora_rank` the state has what models/lora.py calls trained, and `base_params` is the base.
 
@@ -178,9 +179,9 @@ def loss_of(
     If `watched`, in the place of the sums the logits and what models/vitals.py sows.
     """
     params = lora.merge(params, base_params, recipe.optim) if recipe.optim.lora_rank else params
-    image_bhwc = normalise(part.pixels, recipe.preprocess)
+    image = normalise(part.pixels, recipe.preprocess)
     options: Any = {"train": True, "rngs": {"dropout": key}, "mutable": [HEALTH] if watched else False}
-    out: Any = model.apply({"params": params}, image_bhwc, **options)
+    out: Any = model.apply({"params": params}, image, **options)
     logits = out[0] if watched else out
     teacher_bc: Any = None
     if recipe.teacher:
@@ -271,10 +272,12 @@ def eval_step(
     return measure(logits_bc, batch.label, batch.weight, confused=confused)
 
 
-def normalise(image_bhwc: jax.Array, cfg: Preprocess) -> jax.Array:
-    """Pixels 0 to 255 to float32: (x/255 - mean) / std; mean = std = 0.5 gives (x - 127.5) / 127.5."""
-    scale = lambda values: 255.0 * jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
-    return (image_bhwc.astype(jnp.float32) - scale(cfg.mean)) / scale(cfg.std)
+def normalise(image: Any, cfg: Preprocess) -> Any:
+    """Pixels 0 to 255, also of Patches, to float32: (x/255 - mean) / std; of 0.5 both (x - 127.5) / 127.5."""
+    if isinstance(image, Patches):
+        return image._replace(pixels=normalise(image.pixels, cfg))
+    scale = lambda values: 255.0 * jnp.asarray(values, jnp.float32).reshape(*(1,) * (image.ndim - 1), -1)
+    return (image.astype(jnp.float32) - scale(cfg.mean)) / scale(cfg.std)
 
 
 def measure(
@@ -301,9 +304,4 @@ def zero_sums() -> Sums:
 def _sums(loss_b: jax.Array, top: Callable[[int], jax.Array], weight_b: jax.Array) -> Sums:
     """`top(k)` says which examples are hit by the best k classes."""
     total = lambda x_b: (x_b * weight_b).sum()
-    return Sums(
-        loss=total(loss_b),
-        top1=total(top(1)),
-        top5=total(top(5)),
-        weight=weight_b.sum(),
-    )
+    return Sums(total(loss_b), total(top(1)), total(top(5)), weight_b.sum())

@@ -18,7 +18,7 @@ from vit_jax.weights import adapt, dialects, layout, published, steps
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.dialect import Dialect, Shapes, Source
 from vit_jax.weights.formats import hf_folder, npz, orbax, safetensors
-from vit_jax.weights.formats.told import Told
+from vit_jax.weights.formats.facts import FolderFacts
 from vit_jax.weights.prefixes import Unwrapped, unwrap
 from vit_jax.weights.report import Note, Report
 from vit_jax.weights.resolve import Place, Step, resolve
@@ -60,7 +60,7 @@ def describe(ref: str | os.PathLike[str]) -> tuple[Model, Preprocess]:
         _, spec = steps.recorded(orbax.read_record(place.path))
         return spec.model, spec.preprocess
     opened = _open(place, Wish())
-    h, w = opened.told.seen_hw or opened.model.image_hw
+    h, w = opened.facts.seen_hw or opened.model.image_hw
     return dataclasses.replace(opened.model, image_size=h if h == w else (h, w)), opened.preprocess
 
 
@@ -68,7 +68,7 @@ class Opened(NamedTuple):
     """A file whose names and shapes are those of a model; no array is read yet."""
 
     archive: Unwrapped
-    told: Told
+    facts: FolderFacts
     found: Translation
     model: Model  # for images of the size that its positions are stored for
     preprocess: Preprocess
@@ -76,27 +76,27 @@ class Opened(NamedTuple):
 
 def _open(place: Place, wish: Wish) -> Opened:
     whole = npz.Archive(place.path) if place.path.suffix == ".npz" else safetensors.opened(place.path)
-    told = hf_folder.read(place.folder, place.path.name) if place.folder else Told({})
+    facts = hf_folder.read(place.folder, place.path.name) if place.folder else FolderFacts({})
     archive, prefix = unwrap(whole, place.submodel)
     shapes = {name: entry.shape for name, entry in archive.entries.items()}
     try:
-        found = translate(shapes, prefix, told.heads or whole.heads or wish.heads)
-        stored_hw = whole.image_hw or told.image_hw
-        model = infer(found, whole.fields | told.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
+        found = translate(shapes, prefix, facts.heads or whole.heads or wish.heads)
+        stored_hw = whole.image_hw or facts.image_hw
+        model = infer(found, whole.fields | facts.numerics, stored_hw=stored_hw, image_hw=wish.image_hw)
         if wrong := [
-            f"{k} is {getattr(model, k)}, not {n}" for k, n in told.stated.items() if getattr(model, k) != n
+            f"{k} is {getattr(model, k)}, not {n}" for k, n in facts.stated.items() if getattr(model, k) != n
         ]:
             fail(f"its arrays are of another model than its config.json says: {', '.join(wrong)}")
     except UserError as error:
         fail(f"{place.name}: {error}", command=f"{place.name}: {error.command}")
     channels = layout.channels(found.shapes)
     _check(place.name, found, layout.shapes(model, channels=channels), archive)
-    preprocess = _of_channels(told.preprocess or found.dialect.preprocess(model), channels)
-    return Opened(archive, told, found, model, preprocess)
+    preprocess = _of_channels(facts.preprocess or found.dialect.preprocess(model), channels)
+    return Opened(archive, facts, found, model, preprocess)
 
 
 def _from_file(place: Place, wish: Wish) -> Weights:
-    archive, told, found, model, preprocess = _open(place, wish)
+    archive, facts, found, model, preprocess = _open(place, wish)
     params, converted = _arrays(archive, found, model.heads)
     dialect = found.dialect
     numerics = f" ({model.gelu} GELU, epsilon {model.norm_eps:g})" if dialect.numerics else ""
@@ -104,23 +104,23 @@ def _from_file(place: Place, wish: Wish) -> Weights:
     report = dataclasses.replace(
         report, converted=(*archive.converted, *converted), ignored=(*archive.ignored, *found.ignored)
     )
-    names = _names(told.class_names, model.classes, place.name) or published.class_names(
-        place.published, model.classes, imagenet=told.imagenet
+    names = _names(facts.class_names, model.classes, place.name) or published.class_names(
+        place.published, model.classes, imagenet=facts.imagenet
     )
-    weights = Weights(model, params, names, preprocess, report, told.loss)
-    if wish.image_size is not None or told.seen_hw in (None, model.image_hw):
+    weights = Weights(model, params, names, preprocess, report, facts.loss)
+    if wish.image_size is not None or facts.seen_hw in (None, model.image_hw):
         return weights
-    h, w = told.seen_hw
+    h, w = facts.seen_hw
     return adapt.resize(weights, h if h == w else (h, w), method=wish.posemb_method)
 
 
-def _names(told: tuple[str, ...], classes: int, name: str) -> tuple[str, ...]:
+def _names(given: tuple[str, ...], classes: int, name: str) -> tuple[str, ...]:
     """One name a class, or none. Raises UserError for more names than the head has classes."""
-    if not told or not classes:
+    if not given or not classes:
         return ()
-    if len(told) > classes:
-        fail(f"{name} has a head of {classes} classes, and its config.json names {len(told)}: mend it")
-    return (*told, *(f"LABEL_{i}" for i in range(len(told), classes)))
+    if len(given) > classes:
+        fail(f"{name} has a head of {classes} classes, and its config.json names {len(given)}: mend it")
+    return (*given, *(f"LABEL_{i}" for i in range(len(given), classes)))
 
 
 def _report(source: str, dialect: str, params: dict[str, Any], loaded: tuple[str, ...]) -> Report:

@@ -31,7 +31,6 @@ BESIDE = {
 # Models whose names are known, but which are not built here.
 UNBUILT = {
     r"(?:.+\.)?relative_position_bias_table": "BEiT, whose attention has a bias for relative positions",
-    r"(?:.+\.)?embeds\.proj\.weight": "timm's NaFlexViT",
     r"(?:.+\.)?patch_embed\.backbone\.(?!(?:stem|stages|conv|norm)\.).+": "a hybrid of another stem than "
     "ResNetV2",
     r"(?:.+\.)?rope\.freqs": "a model with learned rotary frequencies",

@@ -14,6 +14,7 @@ from vit_jax.weights.dialect import (
     ROWS,
     Dialect,
     Row,
+    Shapes,
     add_class_slot,
     conv,
     dense,
@@ -146,6 +147,11 @@ def _siglip_config(model: Model, body: Tree, head: Tree) -> Tree:
     return {"model_type": "siglip", "architectures": [kind], "vision_config": own, **head}
 
 
+def _is_conv(shapes: Shapes) -> bool:
+    """Whether patches are cut by a convolution: SigLIP 2's NaFlex has a linear layer of the same name."""
+    return len(shapes.get("embeddings.patch_embedding.weight", ())) != 2
+
+
 SQUASHED = Preprocess(resize="squash", filter="pil_bicubic", mean=(0.5,), std=(0.5,))
 VIT_PREPROCESS = Preprocess(resize="squash", filter="pil_bilinear", mean=(0.5,), std=(0.5,))
 
@@ -235,7 +241,7 @@ SIGLIP = Dialect(
     rows=(*SIGLIP_BODY, *SIGLIP_MAP),
     holds=lambda model: model.pooling == "map" and not model.class_token,
     preprocess=lambda model: SQUASHED,
-    fits=lambda shapes: "classifier.weight" not in shapes,
+    fits=lambda shapes: _is_conv(shapes) and "classifier.weight" not in shapes,
     pack=merge_class_slot,
     ignored=TEXT,
     numerics={"gelu": "tanh", "norm_eps": 1e-6},
@@ -247,7 +253,7 @@ SIGLIP_CLASSIFIER = dataclasses.replace(
     variant="siglip classifier",
     rows=(*SIGLIP_BODY, *dense("head", "classifier")),
     holds=lambda model: model.pooling == "gap" and not model.class_token,
-    fits=lambda shapes: "classifier.weight" in shapes,
+    fits=lambda shapes: _is_conv(shapes) and "classifier.weight" in shapes,
     prefix="vision_model.",
     prefixed=_classes_and_body,
     ignored=TEXT | {r"head\..+": "the classifier pools by the mean instead"},

@@ -11,7 +11,7 @@ from vit_jax.fields import fail
 from vit_jax.paths import Path
 from vit_jax.sections import Model
 from vit_jax.weights.formats import processors, timm_folder
-from vit_jax.weights.formats.told import Told, Tree, class_names, read_json
+from vit_jax.weights.formats.facts import FolderFacts, Tree, class_names, read_json
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
@@ -36,7 +36,7 @@ ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gel
 MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid a class
 
 
-def read(folder: Path, weights: str = WEIGHTS) -> Told:
+def read(folder: Path, weights: str = WEIGHTS) -> FolderFacts:
     """What the JSON files beside the file `weights` of `folder` tell. Raises UserError for a broken one."""
     if weights in OPEN_CLIP_WEIGHTS or not (folder / CONFIG).exists():
         return timm_folder.read_open_clip(read_json(folder / OPEN_CLIP), folder / OPEN_CLIP)
@@ -56,7 +56,7 @@ def read(folder: Path, weights: str = WEIGHTS) -> Told:
     path = folder / PREPROCESSOR
     preprocess, seen_hw = processors.read(read_json(path), path) if path.exists() else (None, None)
     loss = "sigmoid" if tree.get("problem_type") == MULTI_LABEL else "softmax"
-    return Told(numerics, vision.get("num_attention_heads"), hw, names, preprocess, seen_hw, loss)
+    return FolderFacts(numerics, vision.get("num_attention_heads"), hw, names, preprocess, seen_hw, loss)
 
 
 def write(folder: Path, config: Tree, preprocessor: Tree) -> None:

@@ -7,7 +7,7 @@ from vit_jax.errors import UserError
 from vit_jax.fields import fail
 from vit_jax.paths import Path
 from vit_jax.sections import Preprocess
-from vit_jax.weights.formats.told import CLIP_MEAN, CLIP_STD, Tree, few
+from vit_jax.weights.formats.facts import CLIP_MEAN, CLIP_STD, Tree, few
 
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
 # By the image processor of transformers, what it does where the file does not say.
@@ -32,6 +32,13 @@ PROCESSORS: dict[str, Tree] = {
     "DeiT": SQUARE | {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
     "Bit": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     "CLIP": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    "Siglip2": {
+        "image_mean": HALF,
+        "image_std": HALF,
+        "resample": 2,
+        "patch_size": 16,
+        "max_num_patches": 256,
+    },
     "DINOv3ViT": SQUARE
     | {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
 }
@@ -75,6 +82,10 @@ def read(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
 
 def _sizes(tree: Tree) -> tuple[Tree, tuple[int, int] | None]:
     """`resize` and `crop_fraction`, and the size that comes out; None where images come as they are."""
+    if "max_num_patches" in tree:
+        if not tree["do_resize"]:
+            fail("images of their own aspect without do_resize are not done here: set it")
+        return {"resize": "native", "max_tokens": tree["max_num_patches"]}, None
     size, cropped = tree["size"], tree["do_center_crop"]
     if not isinstance(size, dict | list | tuple):
         size = [size, size] if tree["default_to_square"] else {"shortest_edge": size}

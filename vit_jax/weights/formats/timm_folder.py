@@ -1,12 +1,22 @@
 """config.json of timm and open_clip_config.json: numerics, heads, image size, class names, preprocessing."""
 
+import dataclasses
+import math
 import re
 from typing import Any
 
 from vit_jax.fields import fail
 from vit_jax.paths import Path
 from vit_jax.sections import Preprocess
-from vit_jax.weights.formats.told import CLIP_MEAN, CLIP_STD, Told, Tree, class_names, few, refuse_unknown
+from vit_jax.weights.formats.facts import (
+    CLIP_MEAN,
+    CLIP_STD,
+    FolderFacts,
+    Tree,
+    class_names,
+    few,
+    refuse_unknown,
+)
 
 # timm's own, where a config says nothing.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -19,6 +29,7 @@ ARCHITECTURES: dict[str, Tree] = {
     r"vit_(base_patch32_siglip(_gap)?_256|large_patch16_siglip(_gap)?_512|so400m_patch16_.*|giantopt_.*)": {
         "gelu": "tanh"
     },
+    r"naflexvit_.*_siglip": {"gelu": "tanh"},
     r".*_rpn_.*": {"branch_norm": "after"},
     r"(?!.*_rpn_).*": {"branch_norm": "before"},
 }
@@ -74,7 +85,7 @@ TOLD_BY_ARRAYS = {
 ARGUMENTS = {"num_heads", "act_layer", "img_size", "global_pool"}
 
 
-def read_timm(tree: Tree, path: Path) -> Told:
+def read_timm(tree: Tree, path: Path) -> FolderFacts:
     """What timm's config.json tells, all of it. Raises UserError for what is not done here."""
     cfg, arguments = tree.get("pretrained_cfg") or {}, tree.get("model_args") or {}
     refuse_unknown(tree, TOP, path)
@@ -88,13 +99,18 @@ def read_timm(tree: Tree, path: Path) -> Told:
         numerics["pooling"] = _one_of(POOLING, pool, f"{path}: global_pool")
     size, classes = cfg.get("input_size"), tree.get("num_classes", cfg.get("num_classes"))
     seen_hw = _hw(size[1:]) if size else None
+    preprocess, image_hw = _preprocess(cfg, path), _hw(arguments.get("img_size")) or seen_hw
+    if patch := re.match(r"naflexvit_.*_patch(\d+)", name):
+        tokens = math.prod(side // int(patch[1]) for side in seen_hw or (384, 384))
+        preprocess = dataclasses.replace(preprocess, resize="native", max_tokens=tokens)
+        image_hw = seen_hw = None  # of what is seen; positions are of a grid of their own
     stated = {"classes": classes, "width": tree.get("num_features")}
-    return Told(
+    return FolderFacts(
         numerics,
         heads=arguments.get("num_heads") or TIMM_HEADS.get(name),
-        image_hw=_hw(arguments.get("img_size")) or seen_hw,
+        image_hw=image_hw,
         class_names=class_names(tree.get("label_names") or cfg.get("label_names"), path),
-        preprocess=_preprocess(cfg, path),
+        preprocess=preprocess,
         seen_hw=seen_hw,
         stated={field: number for field, number in stated.items() if number is not None},
         imagenet=classes == 1000 and bool(re.search(r"in1k(_\d+)?$", str(cfg.get("tag")))),
@@ -121,6 +137,8 @@ def _numerics(name: str, path: Path) -> Tree:
     """What the name of a model of timm tells. Raises UserError for one that is not built here."""
     if "_rope_ape" in name or "_rope_mixed" in name:
         fail(f"{path}: {name} is not built here, as it adds positions and turns them, or learns frequencies")
+    if re.match(r"naflexvit_.*(_par|_radio)", name):
+        fail(f"{path}: {name} is not built here, as it keeps the aspect of positions: use one without _par")
     numerics: Tree = {}
     for known, told in ARCHITECTURES.items() if name else ():
         numerics |= told if re.fullmatch(known, name) else {}
@@ -147,7 +165,7 @@ VISION |= {"timm_proj_bias", "timm_drop", "timm_drop_path", "timm_model_pretrain
 SEEN = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
 
 
-def read_open_clip(tree: Tree, path: Path) -> Told:
+def read_open_clip(tree: Tree, path: Path) -> FolderFacts:
     """What open_clip_config.json tells, all of it. Raises UserError for what is not done here."""
     model, seen = tree.get("model_cfg") or {}, tree.get("preprocess_cfg") or {}
     vision = model.get("vision_cfg") or {}
@@ -177,4 +195,4 @@ def read_open_clip(tree: Tree, path: Path) -> Told:
     heads = (
         vision["width"] // vision.get("head_width", 64) if "width" in vision else TIMM_HEADS.get(name or "")
     )
-    return Told(numerics, heads, hw, preprocess=preprocess, seen_hw=_hw(seen.get("size")) or hw)
+    return FolderFacts(numerics, heads, hw, preprocess=preprocess, seen_hw=_hw(seen.get("size")) or hw)

@@ -11,7 +11,7 @@ Tree = dict[str, Any]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
-class Told(NamedTuple):
+class FolderFacts(NamedTuple):
     """What a folder tells; None or empty where it does not."""
 
     numerics: Tree
