@@ -10,6 +10,8 @@ os.environ["XLA_FLAGS"] = (
     f"{QUICK_COMPILE} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real Hub
+
 import jax
 import pytest
 

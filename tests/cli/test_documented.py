@@ -43,6 +43,10 @@ NOT_OURS = {
 UNTRIED = {
     "python -m vit_jax.cli.convert augreg/B_16-384 b16_folder --dialect huggingface": "downloads the weights",
     "python -m vit_jax.cli.evaluate gs://BUCKET/b16": "reads a bucket",
+    "python -m vit_jax.cli.info timm/vit_tiny_patch16_224.augreg_in21k": "downloads the weights",
+    "python -m vit_jax.cli.embed facebook/dinov3-vits16-pretrain-lvd1689m@main photos --out features.npz": (
+        "downloads the weights"
+    ),
 }
 PHOTOS = (2000, 10)  # examples and classes of a folder of photographs
 

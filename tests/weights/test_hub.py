@@ -219,7 +219,12 @@ def test_a_missing_extra_is_told_beside_what_is_not_here(monkeypatch, tmp_path):
 
 
 def test_a_command_takes_a_name_of_the_hub(hub, tmp_path):
-    there = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "other"), "JAX_PLATFORMS": "cpu"}
+    there = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_CACHE": str(tmp_path / "other"),
+        "JAX_PLATFORMS": "cpu",
+    }
     ref = "timm/vit_tiny_patch16_224.augreg_in21k"
     command = [sys.executable, "-m", "vit_jax.cli.info", ref, "--json"]
     told = subprocess.run(command, env=os.environ | there, capture_output=True, text=True, check=True)

@@ -68,7 +68,7 @@ def _elsewhere(ref: str) -> Place:
     """A model of the Hub, where `ref` may name one; what is here goes first."""
     absent = f"{ref} is no run directory, file or published checkpoint"
     first = ref.partition("/")[0]
-    if hub.NAME.fullmatch(ref) and first not in published.SHELVES:
+    if hub.NAME.fullmatch(ref) and first.lower() not in published.SHELVES:
         if "@" not in ref and Path(first).is_dir():
             here = f"{first} is a folder here, so the Hugging Face Hub is not asked"
             fail(f"{absent}: {here} unless for {ref}@main")
