@@ -108,6 +108,36 @@ def test_siglip2s_processor_is_obeyed(tmp_path):
     assert seen.preprocess is not None
     assert (seen.preprocess.resize, seen.preprocess.max_tokens, seen.seen_hw) == ("native", 1024, None)
     assert seen.preprocess.filter == "pil_bilinear"
+    assert seen.stated == {"patch_size": 16}  # compared with the arrays
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("do_resize", False),
+        ("resample", 3),
+        ("do_rescale", False),
+        ("rescale_factor", 1 / 127.5),
+        ("do_normalize", False),
+        ("image_mean", [0.1, 0.2, 0.3]),
+        ("image_std", [0.1, 0.2, 0.3]),
+        ("max_num_patches", 64),
+        ("patch_size", 14),
+    ],
+)
+def test_another_value_of_a_key_of_siglip2s_processor_is_seen_or_refused(tmp_path, key, value):
+    (tmp_path / "config.json").write_text("{}")
+
+    def told(**changes):
+        text = json.dumps({"image_processor_type": "Siglip2ImageProcessor"} | changes)
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        return hf_folder.read(tmp_path)
+
+    if key == "do_resize":
+        with pytest.raises(UserError, match="own aspect without do_resize"):
+            told(do_resize=value)
+    else:
+        assert told(**{key: value}) != told()
 
 
 @pytest.mark.parity

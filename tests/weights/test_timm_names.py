@@ -221,8 +221,8 @@ def test_keys_of_timms_pretrained_cfg_are_obeyed(tmp_path, changes, wanted):
     ("changes", "told"),
     [
         ({"global_pool": "avgmax"}, "global_pool=avgmax is not done here: use avg, token, map"),
-        ({"num_classes": 10}, "another model than its config.json says: classes is 11, not 10"),
-        ({"num_features": 192}, "another model than its config.json says: width is 128, not 192"),
+        ({"num_classes": 10}, "another model than its JSON files say: classes is 11, not 10"),
+        ({"num_features": 192}, "another model than its JSON files say: width is 128, not 192"),
         ({"pretrained_cfg": SEEN | {"label_offset": 1}}, "pretrained_cfg.label_offset=1 is not done here"),
         ({"pretrained_cfg": SEEN | {"crop_mode": "border"}}, "crop_mode=border is not done here"),
         ({"pretrained_cfg": SEEN | {"interpolation": "lanczos"}}, "interpolation=lanczos is not done here"),

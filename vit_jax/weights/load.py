@@ -86,7 +86,7 @@ def _open(place: Place, wish: Wish) -> Opened:
         if wrong := [
             f"{k} is {getattr(model, k)}, not {n}" for k, n in facts.stated.items() if getattr(model, k) != n
         ]:
-            fail(f"its arrays are of another model than its config.json says: {', '.join(wrong)}")
+            fail(f"its arrays are of another model than its JSON files say: {', '.join(wrong)}")
     except UserError as error:
         fail(f"{place.name}: {error}", command=f"{place.name}: {error.command}")
     channels = layout.channels(found.shapes)

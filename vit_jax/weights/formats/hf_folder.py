@@ -54,9 +54,13 @@ def read(folder: Path, weights: str = WEIGHTS) -> FolderFacts:
     size = vision.get("image_size")
     hw = (size, size) if isinstance(size, int) else tuple(size) if size else None
     path = folder / PREPROCESSOR
-    preprocess, seen_hw = processors.read(read_json(path), path) if path.exists() else (None, None)
+    seen = read_json(path) if path.exists() else None
+    preprocess, seen_hw = processors.read(seen, path) if seen is not None else (None, None)
     loss = "sigmoid" if tree.get("problem_type") == MULTI_LABEL else "softmax"
-    return FolderFacts(numerics, vision.get("num_attention_heads"), hw, names, preprocess, seen_hw, loss)
+    # of images of their own aspect; other processors refuse the key
+    stated = {"patch_size": seen["patch_size"]} if seen and seen.get("patch_size") else {}
+    heads = vision.get("num_attention_heads")
+    return FolderFacts(numerics, heads, hw, names, preprocess, seen_hw, loss, stated)
 
 
 def write(folder: Path, config: Tree, preprocessor: Tree) -> None:
