@@ -145,13 +145,7 @@ def _pooled(cfg: Model, params: Any, x_bnd: jax.Array, pooling: str, grid_b2: An
             return x_bnd
         return jnp.where(native.real(grid_b2, x_bnd.shape[1], cfg.prefix)[..., None], x_bnd, 0)
     if pooling in ("token", "gap"):
-        patches_bnd = x_bnd[:, cfg.prefix :]
-        mean = lambda: (
-            patches_bnd.mean(axis=1, dtype=jnp.float32)
-            if grid_b2 is None
-            else native.mean(patches_bnd, grid_b2)
-        )
-        x_bd = x_bnd[:, 0] if pooling == "token" else mean()
+        x_bd = x_bnd[:, 0] if pooling == "token" else native.mean(x_bnd[:, cfg.prefix :], grid_b2)
         norm = {"params": params["pool"]["norm"]} if cfg.final_norm == "pooled" else None
         return x_bd if norm is None else Norm(cfg).apply(norm, x_bd)
     return Pool(cfg).apply({"params": params.get("pool", {})}, x_bnd, grid_b2, train=False)

@@ -79,11 +79,11 @@ def _measure(args: argparse.Namespace, rest: list[str]) -> list[Point]:
             raise UserError(
                 "the data gives several labels an image, and a frontier is of top-1: use evaluate"
             )
-        rows, names = evaluate.collected(opened, keep_logits=False)
         if opened.loaded.spec.preprocess.max_tokens:
             raise UserError(
                 f"{args.ref} sees data.max_tokens patches at any image size: its sizes have no frontier"
             )
+        rows, names = evaluate.collected(opened, keep_logits=False)
         top1 = predictions.metrics(rows, classes=len(names))["top1"]
         found.append((opened.loaded.spec.model, top1, _timed(opened.loaded, args.timed_batch)))
     turns = [[timed() for _, _, timed in found] for _ in range(TURNS)]

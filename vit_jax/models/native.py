@@ -47,8 +47,10 @@ def places(grid_b2: jax.Array, patches: int) -> tuple[jax.Array, jax.Array]:
     return row_bn.astype(jnp.float32), column_bn.astype(jnp.float32)
 
 
-def mean(x_bnd: jax.Array, grid_b2: jax.Array) -> jax.Array:
-    """The mean of the patches that are no padding, [b, d], in float32."""
+def mean(x_bnd: jax.Array, grid_b2: jax.Array | None) -> jax.Array:
+    """The mean of the patches, [b, d], in float32; with grids, of those that are no padding."""
+    if grid_b2 is None:
+        return x_bnd.mean(axis=1, dtype=jnp.float32)
     real_bn = real(grid_b2, x_bnd.shape[1], 0)
     sum_bd = jnp.where(real_bn[..., None], x_bnd, 0).sum(axis=1, dtype=jnp.float32)
     return sum_bd / grid_b2.prod(axis=1, keepdims=True).astype(jnp.float32)

@@ -185,12 +185,7 @@ class Pool(nn.Module):
     def __call__(self, x_bnd: jax.Array, grid_b2: jax.Array | None = None, *, train: bool) -> jax.Array:
         cfg = self.cfg
         patches_bnd = x_bnd[:, cfg.prefix :] if cfg.prefix else x_bnd
-        all_or_real = lambda: (
-            patches_bnd.mean(axis=1, dtype=jnp.float32)
-            if grid_b2 is None
-            else native.mean(patches_bnd, grid_b2)
-        )
-        mean = lambda: all_or_real().astype(x_bnd.dtype)
+        mean = lambda: native.mean(patches_bnd, grid_b2).astype(x_bnd.dtype)
         if cfg.pooling == "token":
             x_bd = x_bnd[:, 0]
         elif cfg.pooling == "gap":
