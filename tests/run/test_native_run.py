@@ -83,6 +83,7 @@ def test_a_folder_of_mixed_aspects_trains_and_names_its_classes(run, folder):
         alone = loaded.model.apply(
             {"params": loaded.params}, (pixels[None] / np.float32(127.5)) - np.float32(1)
         )
+        # Float32 confidences, without padding and with it, in programs of other shapes.
         np.testing.assert_allclose(jax.nn.softmax(alone)[0], wanted, rtol=0, atol=1e-5)
     assert loaded.features(images, pool="gap").shape == (8, 16)
     tokens = loaded.features(images[:2], pool="none")

@@ -20,7 +20,7 @@ from vit_jax.weights.load import read
 from vit_jax.weights.save import flatten, write
 
 pytestmark = pytest.mark.parity
-ATOL = 1e-5
+ATOL = 1e-5  # float32 on both sides, outputs of order one
 VISION: dict[str, Any] = {
     **{
         "image_size": 32,
@@ -207,6 +207,7 @@ def test_patches_of_another_size_are_those_of_big_vision_and_timm(torch, flexivi
     how = {"interpolation": "bilinear", "antialias": False}  # big_vision's; timm's own default is bicubic
     for resample in (resample_patch_embed_old, resample_patch_embed):
         wanted = resample(kernel_dcyx, [size, size], **how)
+        # Their products are in float32, ours in float64; weights below one.
         np.testing.assert_allclose(got_yxcd.transpose(3, 2, 0, 1), wanted, rtol=0, atol=1e-6)
 
 
