@@ -2,10 +2,14 @@
 
 import os
 
-# Most of the suite's time is compiling, most of that is LLVM, and half of it optimises machine code that
-# runs for a moment. What XLA makes of a program is the same; the slow tests and .ci/run's own commands take
-# the full optimisation.
-QUICK_COMPILE = "--xla_backend_optimization_level=0"
+# Most of the suite's time is compiling, most of that is the making of machine code that runs for a moment: so
+# no optimisation by LLVM, elementwise loops without MLIR's emitters, and one module a program. What XLA makes of
+# a program is the same; the slow tests and .ci/run's own commands take the full optimisation. A train step of a
+# tiny model compiles in 1.3 s of processor time instead of 9.5 (2 cores, 2026-11-29).
+QUICK_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 def one_device(**more: str) -> dict[str, str]:
