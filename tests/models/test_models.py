@@ -1,6 +1,7 @@
 """What the modules compute, how many parameters they have, and that no field of the configuration is dead."""
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -55,6 +56,7 @@ def shapes(cfg: Model, channels: int = 3) -> dict[str, tuple[int, ...]]:
     return {"/".join(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+@functools.cache
 def program(cfg: Model, scale: int = 1, **form: Any) -> str:
     """All that a field can change: initialisation, training and inference, as text without addresses.
 
@@ -97,9 +99,9 @@ def run(cfg: Model, params: Any, *, scan: bool = False, **kwargs: Any) -> Any:
 @pytest.mark.parametrize("name", variants.PUBLISHED)
 def test_a_published_variant_has_the_published_number_of_parameters(name):
     cfg = Model(**variants.model(name), classes=1000)
-    by_name = shapes(cfg)
-    assert sum(int(np.prod(shape)) for shape in by_name.values()) == COUNTS[name]
-    assert layout.shapes(cfg) == by_name
+    assert sum(int(np.prod(shape)) for shape in layout.shapes(cfg).values()) == COUNTS[name]
+    two_blocks = dataclasses.replace(cfg, depth=2)
+    assert layout.shapes(two_blocks) == shapes(two_blocks)
 
 
 def test_an_unknown_variant_is_refused():

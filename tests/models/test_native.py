@@ -1,6 +1,7 @@
 """Images of several aspects in one array of patches have the numbers of each alone, whatever the padding."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -36,7 +37,8 @@ RELATIVE = 2e-6
 
 
 def parameters(cfg: Model) -> Any:
-    params = build.init(build.build(cfg), jax.random.key(0), image_hw=cfg.image_hw, channels=3)
+    init = functools.partial(build.init, build.build(cfg), image_hw=cfg.image_hw, channels=3)
+    params = jax.jit(init)(jax.random.key(0))
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return structure.unflatten(

@@ -8,7 +8,9 @@ from tiny_run import tiny
 
 import vit_jax
 from vit_jax import config
+from vit_jax.run import sinks
 from vit_jax.run.report import Reporter
+from vit_jax.run.sinks import Metrics
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 
@@ -67,3 +69,33 @@ def test_all_are_closed_and_the_first_error_is_the_one_that_is_seen():
         raise KeyError("the cause")
     assert list(logger.handlers) == handlers
     assert logger.propagate
+
+
+def test_a_picture_is_drawn_at_the_first_flush_and_at_the_end_and_between_when_others_had_nine_tenths(
+    tmp_path, monkeypatch
+):
+    metrics, drawn, next_at = Metrics(tmp_path / "metrics.jsonl", step=0), [], [0.0, float("inf"), 0.0]
+
+    def draw(lines, path):
+        drawn.append([line["step"] for line in lines])
+        return next_at.pop(0)
+
+    monkeypatch.setattr(sinks, "_draw", draw)
+    curves = sinks.Curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    curves.flush()
+    assert drawn == []  # nothing to draw
+    for step in (1, 2, 3, 4):
+        for sink in (metrics, curves):
+            sink.add(step, {"train/loss": 1.0})
+        curves.flush()
+        curves._artist.submit(int).result()  # after what was asked of it before
+    assert drawn == [[1], [1, 2]]  # the time after the second is far away
+    curves.close()
+    assert drawn[2:] == [[1, 2, 3, 4]]
+
+
+def test_a_picture_that_cannot_be_drawn_is_an_error(tmp_path):
+    Metrics(tmp_path / "metrics.jsonl", step=0).add(1, {"train/loss": 1.0})
+    curves = sinks.Curves(tmp_path / "metrics.jsonl", tmp_path / "missing" / "curves.png")
+    with pytest.raises(FileNotFoundError):
+        curves.close()
