@@ -11,12 +11,12 @@ from vit_jax import config
 
 
 def get_config(arg: str = "") -> Any:
-    """Two convolutional stages before two blocks on 16 tokens, 415,594 parameters. Takes no argument."""
+    """Three residual units on 8 x 8 places before two blocks on 16 tokens, 388,458 parameters. No argument."""
     c = config.default()
-    c.model.update(image_size=32, patch_size=1, stem_width=32, stem_blocks=(1, 1))
+    c.model.update(image_size=32, patch_size=2, stem_width=32, stem_blocks=(3,))
     c.model.update(width=128, depth=2, heads=4, mlp_width=256)
     c.model.update(class_token=False, pooling="gap", posemb="sincos2d")
-    c.data.update(name="fashion_mnist", channels=1, augment="pad", pad_px=2, cache_gib=0.5, threads=1)
+    c.data.update(name="fashion_mnist", channels=1, augment="pad", pad_px=1, cache_gib=0.5, threads=1)
     c.optim.update(name="muon", lr=3e-3, warmup_steps=0.05, weight_decay=0.05, clip_norm=1.0)
-    c.train.update(epochs=10.0, batch_size=128, eval_batch_size=500, eval_every=1407, checkpoint_every=469)
+    c.train.update(epochs=12.0, batch_size=64, eval_batch_size=500, eval_every=2814, checkpoint_every=938)
     return c

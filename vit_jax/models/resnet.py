@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import kernels
 from vit_jax.sections import Model
 
 GROUPS = 32  # flax's default, as in the published code
@@ -83,7 +84,7 @@ class StdConv(nn.Module):
         dtype = jnp.dtype(self.cfg.dtype)
         x_bhwc, w_hwio = x_bhwc.astype(dtype), w_hwio.astype(dtype)
         if self.size == 1:  # a product: XLA's gradients of the convolution take four times as long on CPUs
-            return x_bhwc[:, :: self.stride, :: self.stride] @ w_hwio[0, 0]
+            return kernels.product(x_bhwc[:, :: self.stride, :: self.stride], w_hwio[0, 0])
         return jax.lax.conv_general_dilated(
             x_bhwc,
             w_hwio,
