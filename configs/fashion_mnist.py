@@ -11,7 +11,7 @@ from vit_jax import config
 
 
 def get_config(arg: str = "") -> Any:
-    """Three residual units on 8 x 8 places before two blocks on 16 tokens, 388,458 parameters. No argument."""
+    """Three residual units on 8 x 8 places, two blocks on 16 tokens, 388,458 parameters. No argument."""
     c = config.default()
     c.model.update(image_size=32, patch_size=2, stem_width=32, stem_blocks=(3,))
     c.model.update(width=128, depth=2, heads=4, mlp_width=256)
