@@ -6,11 +6,10 @@ Those of papers are checked against the papers' numbers in tests/config/test_rec
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax import config
+from vit_jax import config, pixels
 from vit_jax.errors import UserError
 from vit_jax.models import variants
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of PyTorch's recipes
 CIFAR = {  # mean and standard deviation of the training pixels
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -84,8 +83,7 @@ def deit3(c: Any, *, px: int, lr: float, stochastic_depth: float) -> None:
 
     Other than there: the rate falls to 0, not to 1e-5; stochastic depth grows from 0 to its value at the last
     block; a mixed image has its classes in shares, where each of them is whole there; kernels begin as
-    elsewhere here; LAMB scales biases and norms by their own lengths, too; and of three copies of an image,
-    which are neighbours here, two are mixed with a copy.
+    elsewhere here; and LAMB scales biases and norms by their own lengths, too.
     """
     _deit_model(c, px)
     c.model.stochastic_depth = stochastic_depth
@@ -111,7 +109,7 @@ def deit3_finetune(c: Any, *, stochastic_depth: float) -> None:
 def _deit_model(c: Any, px: int) -> None:
     c.model.update(image_size=px, posemb_class_slot=False, layer_scale=1e-4, gelu="exact")
     c.data.update(name="imagenet2012", resize="crop", crop_fraction=1.0, filter="pil_bicubic")
-    c.data.update(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    c.data.update(**pixels.IMAGENET)  # as PyTorch's recipes
 
 
 def finetune(c: Any, px: int = 384) -> None:
@@ -149,8 +147,7 @@ def cifar(name: str) -> Any:
     """A ViT of 2.8 M parameters on CIFAR from scratch for 100 epochs (arXiv:2112.13492), by its main.py.
 
     Other than there: RandAugment in place of AutoAugment's policy for CIFAR; every batch is mixed, where half
-    of them are there; of three copies of an image, which are neighbours here, two are mixed with a copy;
-    erased rectangles are noise, and a third of the image at most.
+    of them are there; erased rectangles are noise, and a third of the image at most.
     """
     c = config.default()
     c.model.update(image_size=32, patch_size=4, width=192, depth=9, heads=12, mlp_width=384)

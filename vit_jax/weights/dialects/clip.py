@@ -6,6 +6,7 @@ open_clip's mostly the exact one, which no array tells.
 
 import dataclasses
 
+from vit_jax import pixels
 from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.dialect import (
     DENSE,
@@ -22,13 +23,10 @@ from vit_jax.weights.dialect import (
     out,
 )
 from vit_jax.weights.dialects.huggingface import SIGLIP_BODY, TEXT, Tree
-from vit_jax.weights.dialects.timm import CLIP as STATISTICS
 
 TOKEN = Layout(lambda a_d, h: a_d[None, None], lambda a_11d: a_11d[0, 0])
 BLOCK = "transformer.resblocks.{i}"
-PREPROCESS = Preprocess(
-    resize="crop", crop_fraction=1.0, filter="pil_bicubic", mean=STATISTICS[0], std=STATISTICS[1]
-)
+PREPROCESS = Preprocess(resize="crop", crop_fraction=1.0, filter="pil_bicubic", **pixels.CLIP)
 
 _OPEN = Dialect(
     name="clip",

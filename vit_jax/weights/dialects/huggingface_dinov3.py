@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from vit_jax import pixels
 from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.dialect import Dialect, Row, conv, dense, norm, out, project
 from vit_jax.weights.dialects.huggingface import Tree
-from vit_jax.weights.dialects.timm import IMAGENET_MEAN, IMAGENET_STD, MASK
+from vit_jax.weights.dialects.timm import MASK
 
 LAYER = "layer.{i}"  # of the encoder; under `model.` in memory
 
@@ -54,9 +55,7 @@ _DINOV3 = Dialect(
     variant="dinov3",
     rows=_rows((*UP, *DOWN)),
     holds=lambda model: model.rotary == "dinov3" and model.mlp == "gelu",
-    preprocess=lambda model: Preprocess(
-        resize="squash", filter="pil_bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD
-    ),
+    preprocess=lambda model: Preprocess(resize="squash", filter="pil_bilinear", **pixels.IMAGENET),
     mask="embeddings.mask_token",
     mask_rank=3,
     ignored={r"embeddings\.mask_token": MASK},

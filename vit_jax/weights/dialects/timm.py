@@ -5,6 +5,7 @@ All of them compute with the exact GELU and an epsilon of 1e-6, and resize posit
 
 import dataclasses
 
+from vit_jax import pixels
 from vit_jax.sections import Model, Preprocess
 from vit_jax.sections.model import PosembMethod
 from vit_jax.weights.dialect import (
@@ -22,7 +23,6 @@ from vit_jax.weights.dialect import (
     project,
 )
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NUMERICS = {"gelu": "exact", "norm_eps": 1e-6}
 BLOCK = "blocks.{i}"
 
@@ -75,22 +75,18 @@ TIMM_ONLY = (
 MASK = "stands for masked patches, in pretraining only"
 # Masked autoencoders, arXiv:2111.06377, in the names of their authors.
 MAE = {"mask_token": MASK, r"decoder_.+": "the decoder of a masked autoencoder"}
-HALF = ((0.5,), (0.5,))
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def _timm_preprocess(model: Model) -> Preprocess:
     """DeiT, DeiT III and DINOv2, told by a distillation token or LayerScale, use ImageNet's statistics."""
     own = bool(model.distill_token or model.layer_scale)
     fraction = 1.0 if max(model.image_hw) > 224 else 0.9
-    mean, std = CLIP if model.embed_norm else (IMAGENET_MEAN, IMAGENET_STD) if own else HALF
-    return Preprocess(resize="crop", crop_fraction=fraction, filter="pil_bicubic", mean=mean, std=std)
+    statistics = pixels.CLIP if model.embed_norm else pixels.IMAGENET if own else pixels.HALF
+    return Preprocess(resize="crop", crop_fraction=fraction, filter="pil_bicubic", **statistics)
 
 
 # The short side to 256, then the middle 224, as the authors of DINOv2 evaluate.
-CROPPED = Preprocess(
-    resize="crop", crop_fraction=224 / 256, filter="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD
-)
+CROPPED = Preprocess(resize="crop", crop_fraction=224 / 256, filter="pil_bicubic", **pixels.IMAGENET)
 
 
 def _is_packed(packed: str, shapes: Shapes) -> bool:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from vit_jax import pixels
 from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.dialect import (
     HEADS_BIAS,
@@ -22,7 +23,7 @@ from vit_jax.weights.dialect import (
     out,
     project,
 )
-from vit_jax.weights.dialects.timm import BLOCK, CLIP, IMAGENET_MEAN, IMAGENET_STD, MASK, TIMM_ONLY
+from vit_jax.weights.dialects.timm import BLOCK, MASK, TIMM_ONLY
 
 ATTENTION = "block_{i}/attention"
 
@@ -85,10 +86,8 @@ AUTHORS_NORMS = (
 )
 
 
-def _preprocess(mean: Any, std: Any) -> Callable[[Model], Preprocess]:
-    return lambda model: Preprocess(
-        resize="crop", filter="pil_bicubic", mean=mean, std=std, crop_fraction=1.0
-    )
+def _preprocess(statistics: Any) -> Callable[[Model], Preprocess]:
+    return lambda model: Preprocess(resize="crop", filter="pil_bicubic", crop_fraction=1.0, **statistics)
 
 
 def _has(*present: str, absent: tuple[str, ...] = ()) -> Callable[[Shapes], bool]:
@@ -107,7 +106,7 @@ _DINOV3 = Dialect(
     variant="timm's DINOv3",
     rows=(*BODY, *BIASES_APART, *GELU_MLP),
     holds=lambda model: model.rotary == "dinov3" and model.mlp == "gelu",
-    preprocess=_preprocess(IMAGENET_MEAN, IMAGENET_STD),
+    preprocess=_preprocess(pixels.IMAGENET),
     fits=_has(
         ".gamma_1", "cls_token", "reg_token", absent=("pos_embed", ".attn.qkv.bias", ".mlp.fc1_g.weight")
     ),
@@ -130,7 +129,7 @@ _ROPE_REG = dataclasses.replace(
     _DINOV3,
     variant="timm's rope_reg",
     holds=lambda model: model.rotary == "eva02" and model.mlp == "gelu" and model.posemb == "none",
-    preprocess=_preprocess((0.5,), (0.5,)),
+    preprocess=_preprocess(pixels.HALF),
     fits=_has(".gamma_1", "reg_token", ".attn.q_bias", absent=("pos_embed", "cls_token")),
     numerics=NUMERICS | {"rotary": "eva02", "rotary_grid": 16},
     chosen=("rotary_grid",),
@@ -151,7 +150,7 @@ _EVA02 = dataclasses.replace(
     variant="EVA-02",
     rows=(*BODY, *APART, *GATED_MLP),
     holds=lambda model: model.rotary == "eva02" and model.mlp_norm,
-    preprocess=_preprocess(*CLIP),
+    preprocess=_preprocess(pixels.CLIP),
     fits=_has(".attn.q_proj.weight", ".mlp.fc1_g.weight", "pos_embed"),
     numerics=NUMERICS | {"rotary": "eva02", "rotary_grid": 16},
     chosen=("rotary_grid", "pooling"),

@@ -1,6 +1,7 @@
 """What a folder tells of its model beside the arrays, and how the JSON files that tell it are read."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.fields import fail
@@ -8,7 +9,6 @@ from vit_jax.paths import Path
 from vit_jax.sections import LossName, Preprocess
 
 Tree = dict[str, Any]
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 class FolderFacts(NamedTuple):
@@ -47,7 +47,7 @@ def refuse_unknown(tree: Tree, known: set[str], path: Path, where: str = "") -> 
         fail(f"{path}: {', '.join(unknown)} is not done here: remove what the model does not need")
 
 
-def few(values: list[float]) -> tuple[float, ...]:
+def few(values: Sequence[float]) -> tuple[float, ...]:
     """One value where all channels have the same."""
     return tuple(map(float, values[:1] if len(set(values)) == 1 else values))
 

@@ -3,21 +3,24 @@
 import re
 from typing import Any
 
+from vit_jax import pixels
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
 from vit_jax.paths import Path
 from vit_jax.sections import Preprocess
-from vit_jax.weights.formats.facts import CLIP_MEAN, CLIP_STD, Tree, few
+from vit_jax.weights.formats.facts import Tree, few, refuse_unknown
 
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
 # By the image processor of transformers, what it does where the file does not say.
-HALF = [0.5]
+HALF, IMAGENET, CLIP = (
+    {f"image_{name}": list(values) for name, values in statistics.items()}
+    for statistics in (pixels.HALF, pixels.IMAGENET, pixels.CLIP)
+)
 SQUARE: Any = {
     "size": 224,
     "default_to_square": True,
     "do_center_crop": False,
-    "image_mean": HALF,
-    "image_std": HALF,
+    **HALF,
 }
 CROPPED: Any = {
     "size": 224,
@@ -30,17 +33,10 @@ PROCESSORS: dict[str, Tree] = {
     "ViT": SQUARE | {"resample": 2},
     "Siglip": SQUARE | {"resample": 3},
     "DeiT": SQUARE | {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
-    "Bit": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
-    "CLIP": CROPPED | {"image_mean": CLIP_MEAN, "image_std": CLIP_STD},
-    "Siglip2": {
-        "image_mean": HALF,
-        "image_std": HALF,
-        "resample": 2,
-        "patch_size": 16,
-        "max_num_patches": 256,
-    },
-    "DINOv3ViT": SQUARE
-    | {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+    "Bit": CROPPED | CLIP,
+    "CLIP": CROPPED | CLIP,
+    "Siglip2": HALF | {"resample": 2, "patch_size": 16, "max_num_patches": 256},
+    "DINOv3ViT": SQUARE | IMAGENET | {"resample": 2},
 }
 COMMON: Any = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 # Keys that say nothing of pixels, and `do_convert_rgb`, which for other images than RGB is always done here.
@@ -67,10 +63,7 @@ def read(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
     if family not in PROCESSORS:
         fail(f"{path}: {kind} is no image processor here: use ViT, DeiT, Bit, CLIP or SiglipImageProcessor")
     tree = COMMON | PROCESSORS[family] | {name: value for name, value in told.items() if value is not None}
-    known = {*COMMON, *PROCESSORS[family], *NO_PIXELS, "crop_size"}
-    unknown = [f"{name}={value}" for name, value in tree.items() if name not in known and value is not False]
-    if unknown:
-        fail(f"{path}: {', '.join(unknown)} is not done here: remove what the images do not need")
+    refuse_unknown(tree, {*COMMON, *PROCESSORS[family], *NO_PIXELS, "crop_size"}, path)
     if tree["resample"] not in FILTERS:
         fail(f"{path}: resample={tree['resample']} is no filter here: use 2 (bilinear) or 3 (bicubic)")
     try:

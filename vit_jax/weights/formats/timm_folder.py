@@ -5,12 +5,11 @@ import math
 import re
 from typing import Any
 
+from vit_jax import pixels
 from vit_jax.fields import fail
 from vit_jax.paths import Path
 from vit_jax.sections import Preprocess
 from vit_jax.weights.formats.facts import (
-    CLIP_MEAN,
-    CLIP_STD,
     FolderFacts,
     Tree,
     class_names,
@@ -18,8 +17,6 @@ from vit_jax.weights.formats.facts import (
     refuse_unknown,
 )
 
-# timm's own, where a config says nothing.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = {"bilinear": "pil_bilinear", "bicubic": "pil_bicubic"}
 
 # What the name of a timm model tells beside its arrays.
@@ -124,8 +121,8 @@ def _preprocess(cfg: Tree, path: Path) -> Preprocess:
         resize=_one_of(resizes, mode, f"{path}: crop_mode"),
         crop_fraction=fraction,
         filter=_filter(cfg, path),
-        mean=few(cfg.get("mean", IMAGENET_MEAN)),
-        std=few(cfg.get("std", IMAGENET_STD)),
+        mean=few(cfg.get("mean", pixels.IMAGENET["mean"])),
+        std=few(cfg.get("std", pixels.IMAGENET["std"])),
     )
 
 
@@ -189,8 +186,8 @@ def read_open_clip(tree: Tree, path: Path) -> FolderFacts:
         resize=_one_of(resizes, seen.get("resize_mode", "shortest"), f"{path}: resize_mode"),
         crop_fraction=1.0,
         filter=_filter(seen, path),
-        mean=few(seen.get("mean", CLIP_MEAN)),
-        std=few(seen.get("std", CLIP_STD)),
+        mean=few(seen.get("mean", pixels.CLIP["mean"])),
+        std=few(seen.get("std", pixels.CLIP["std"])),
     )
     heads = (
         vision["width"] // vision.get("head_width", 64) if "width" in vision else TIMM_HEADS.get(name or "")
