@@ -108,9 +108,9 @@ def cache(args: argparse.Namespace) -> None:
             with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True) as process:
                 marks = _first_lines(process, ("device:", "run:", "step 1/"), start)
                 process.kill()
-            told = ", ".join(f"{mark} {seconds:.1f} s" for mark, seconds in marks.items())
+            times = ", ".join(f"{mark} {seconds:.1f} s" for mark, seconds in marks.items())
             between = marks["step 1/"] - marks["device:"]
-            print(f"{name}: {told}; from device: to the first step {between:.1f} s", flush=True)
+            print(f"{name}: {times}; from device: to the first step {between:.1f} s", flush=True)
 
 
 def _first_lines(process: subprocess.Popen[str], wanted: tuple[str, ...], start: float) -> dict[str, float]:

@@ -238,8 +238,8 @@ def write_bands(new: dict[str, dict[str, Band]], path: Path = BANDS) -> None:
     """Store bands in the place of those of the same recipes."""
     recipes = (read_bands(path) if path.exists() else {}) | new
     named = {name: {key: band._asdict() for key, band in own.items()} for name, own in recipes.items()}
-    told = {"steps": STEPS, "jax": jax.__version__, "recipes": named}
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    bands = {"steps": STEPS, "jax": jax.__version__, "recipes": named}
+    path.write_text(json.dumps(bands, indent=1) + "\n")
 
 
 def _band(values: list[float]) -> Band:

@@ -35,10 +35,10 @@ def row(name: str, plan: dict[str, Any]) -> str:
     tries = [{**plan, **(plan["estimate"] or {}), "change": ""}, *plan["remedies"]]
     if not tries[-1]["fits"]:
         return f"| {name} | nothing that was tried fits | | | | |"
-    told = tries[-1]
-    flags, gib = told["change"] and f"`{told['change']}`", told["memory_per_device_bytes"] / GIB
-    cells = [name, flags, f"{gib:.2f}", f"{told['step_s'] * 1e3:,.1f}"]
-    cells += [f"{told['images_per_s']:,.0f}", f"{plan['steps'] * told['step_s'] / 3600:,.2f}"]
+    best = tries[-1]
+    flags, gib = best["change"] and f"`{best['change']}`", best["memory_per_device_bytes"] / GIB
+    cells = [name, flags, f"{gib:.2f}", f"{best['step_s'] * 1e3:,.1f}"]
+    cells += [f"{best['images_per_s']:,.0f}", f"{plan['steps'] * best['step_s'] / 3600:,.2f}"]
     return f"| {' | '.join(cells)} |"
 
 

@@ -100,8 +100,8 @@ def compare(config: str, fields: list[str], seconds: float) -> tuple[float, floa
             step.turn(seconds)
             going = run.turn(seconds)
         last = steps_in(Path(workdir) / "checkpoints")[-1]
-        told = [seconds for seconds, line in step.lines if line.startswith("step")]
-        steps_alone, seconds_alone = len(told) - 1, told[-1] - told[0]
+        rows = [seconds for seconds, line in step.lines if line.startswith("step")]
+        steps_alone, seconds_alone = len(rows) - 1, rows[-1] - rows[0]
     begun, ended = run.at(begin), run.at(end)
     if begun is None or ended is None:
         raise SystemExit("the run was stopped before its end")

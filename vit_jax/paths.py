@@ -142,7 +142,7 @@ def folders_in(folder: Path) -> list[str]:
     if isinstance(folder, pathlib.Path):
         return sorted(p.name for p in folder.iterdir() if p.is_dir())
     found = bucket().ls(str(folder), detail=True)
-    return sorted(told["name"].rpartition("/")[2] for told in found if told["type"] == "directory")
+    return sorted(entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "directory")
 
 
 def names_below(root: Path) -> Iterator[str]:
@@ -157,8 +157,8 @@ def files_below(root: Path) -> list[File]:
     if isinstance(root, pathlib.Path):
         return stats(map(str, _walk(root)))
     found = bucket().find(str(root), detail=True)
-    objects = ((f"gs://{name}", told) for name, told in found.items() if not name.endswith("/"))
-    return sorted(File(name, int(told["size"]), int(told["generation"])) for name, told in objects)
+    objects = ((f"gs://{name}", entry) for name, entry in found.items() if not name.endswith("/"))
+    return sorted(File(name, int(entry["size"]), int(entry["generation"])) for name, entry in objects)
 
 
 def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:

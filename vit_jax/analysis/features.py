@@ -179,8 +179,8 @@ class Job:
         }
         return json.dumps(facts, sort_keys=True)
 
-    def run(self, params: Any, source: Source, told: Callable[[int], None]) -> Split:
-        """Every example through the model, on all devices; `told` is called with the number done so far.
+    def run(self, params: Any, source: Source, on_progress: Callable[[int], None]) -> Split:
+        """Every example through the model, on all devices; `on_progress` is called with how many are done.
 
         Raises UserError if none can be read, or for features that are not finite.
         """
@@ -188,7 +188,9 @@ class Job:
         size = seen_size(self.cfg, self.preprocess)
         seen: Any = {"preprocess": self.preprocess, "image_size": size, "batch_size": self.batch_size}
         labels, rows, at = [], [], []
-        for label_b, made in walk(forward, params, source, self.data, told=told, which=at.append, **seen):
+        for label_b, made in walk(
+            forward, params, source, self.data, on_progress=on_progress, which=at.append, **seen
+        ):
             labels.append(label_b)
             rows.append(made)
         label_n = np.concatenate(labels)
@@ -217,18 +219,18 @@ class Cache:
             raise _not_writable(self.folder, error) from error
 
     def split(
-        self, job: Job, params: Any, source: Source, told: Callable[[int], None] = lambda done: None
+        self, job: Job, params: Any, source: Source, on_progress: Callable[[int], None] = lambda done: None
     ) -> tuple[Split, Path, bool]:
         """(features, their file, whether they were in it); what was not there is computed and kept.
 
-        `told` is called with the number of examples done so far.
+        `on_progress` is called with the number of examples done so far.
         """
         key = job.key(params, source)
         path = self.folder / f"{_digest([key.encode()])}.npz"
         found = load(path, key, job.columns)
         if found is not None:
             return found, path, True
-        made = job.run(params, source, told)
+        made = job.run(params, source, on_progress)
         save(path, key, made)
         return made, path, False
 

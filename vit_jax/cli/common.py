@@ -183,7 +183,7 @@ def progress(what: str, total: int) -> Callable[[int], None]:
     """To be called with how many of `total` are done: one line of a terminal, else a line each tenth."""
     live, shown = sys.stderr.isatty(), 0
 
-    def told(done: int) -> None:
+    def show(done: int) -> None:
         nonlocal shown
         tenth = 10 * done // total
         if live or (tenth > shown and done < total):
@@ -191,7 +191,7 @@ def progress(what: str, total: int) -> Callable[[int], None]:
             start, end = ("\r", "\n" if done == total else "") if live else ("", "\n")
             print(f"{start}{what}: {done:,} of {total:,}", end=end, file=sys.stderr, flush=True)
 
-    return told
+    return show
 
 
 def shown(image_hwc: "np.ndarray") -> "np.ndarray":

@@ -148,9 +148,9 @@ def opened(
     forward = lambda params, image_bhwc: model.apply({"params": params}, image_bhwc)
     size = seen_size(cfg, preprocess)
     seen: Any = {"preprocess": preprocess, "image_size": size, "batch_size": batch_size}
-    told = progress(f"evaluate {ref}: examples", source.size)
+    on_progress = progress(f"evaluate {ref}: examples", source.size)
     at: list[np.ndarray] = []
-    made = walk(forward, loaded.params, source, data, told=told, which=at.append, **seen)
+    made = walk(forward, loaded.params, source, data, on_progress=on_progress, which=at.append, **seen)
     return Opened(loaded, data, source, list(source.class_names), to, made, at)
 
 

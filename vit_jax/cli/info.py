@@ -117,7 +117,7 @@ def _stopped_early(ref: str) -> str | None:
         record = orbax.read_record(folder / str(steps[-1]))
     except UserError:  # `read` has used another step then, and says so
         return None
-    return patience.told(steps[-1], record) or None
+    return patience.message(steps[-1], record) or None
 
 
 if __name__ == "__main__":

@@ -57,15 +57,15 @@ def worst(found: "Predictions") -> np.ndarray:
 def draw_worst(path: Path, found: "Predictions", names: list[str], source: Source) -> list[dict[str, Any]]:
     """A sheet of the most confident errors, whose rows are returned. Raises UserError if it fails."""
     at = worst(found)[:MOST_PANELS]
-    told = rows(found, names, at)
-    if not told:
+    mistakes = rows(found, names, at)
+    if not mistakes:
         print("note: --worst: no example is predicted wrongly, so there is no sheet", file=sys.stderr)
-        return told
+        return mistakes
     assert found.place is not None
     pictures = [_picture(source, int(index)) for index in found.place[at]]
-    titles = [f"true: {r['label']}\npredicted: {r['predicted']} {r['confidence']:.1%}" for r in told]
-    save_sheet(pictures, titles, path, columns=4 if len(told) <= 16 else 8, option="--worst")
-    return told
+    titles = [f"true: {r['label']}\npredicted: {r['predicted']} {r['confidence']:.1%}" for r in mistakes]
+    save_sheet(pictures, titles, path, columns=4 if len(mistakes) <= 16 else 8, option="--worst")
+    return mistakes
 
 
 def _picture(source: Source, index: int) -> Image.Image:

@@ -102,7 +102,7 @@ def _logits(loaded: Any, names: list[str], rest: list[str]) -> Iterator[tuple[st
         "batch_size": min(BATCH, len(names)),
     }
     if not sys.stdout.isatty():  # rows on a terminal are progress enough
-        how["told"] = progress("predict: images", len(names))
+        how["on_progress"] = progress("predict: images", len(names))
     for at_b, logits_bc in walk(forward, loaded.params, Files(names), data, **how):
         yield from ((names[i], logits_c) for i, logits_c in zip(at_b, logits_bc, strict=True))
 

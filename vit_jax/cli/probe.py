@@ -160,8 +160,8 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
         job = features.Job(cfg, config.preprocess_of(data), data, every, is_train, args.batch_size)
         start = time.perf_counter()
         name = "train" if is_train else "eval"
-        told = progress(f"{name} split: examples", source.size)
-        split, path, found = cache.split(job, loaded.params, source, told)
+        on_progress = progress(f"{name} split: examples", source.size)
+        split, path, found = cache.split(job, loaded.params, source, on_progress)
         spent = time.perf_counter() - start
         how = f"read from {path}" if found else f"made in {spent:.1f} s, kept in {path}"
         print(f"{name} split: features of {len(split.label):,} examples, {how}", file=sys.stderr)

@@ -33,16 +33,16 @@ def parquet(cfg: Data, train: bool) -> InMemory:
     tables = [read_parquet(f) for f in of_split(split)]
     column = _columns(tables[0].schema, str(of_split(split)[0]))
     images = [image and image["bytes"] for t in tables for image in t["image"].to_pylist()]
-    told = _labels(tables, column, f"{cfg.dir} {split}")
-    names = told.names
+    labelled = _labels(tables, column, f"{cfg.dir} {split}")
+    names = labelled.names
     if not names and not train:
         trained_on = [read_parquet(f) for f in of_split(cfg.train_split)]
-        before = _labels(trained_on, column, f"{cfg.dir} {cfg.train_split}") if trained_on else told
-        labels.want_alike(before, told)
+        before = _labels(trained_on, column, f"{cfg.dir} {cfg.train_split}") if trained_on else labelled
+        labels.want_alike(before, labelled)
         names = labels.classes(before)
-    names = names or labels.classes(told)
+    names = names or labels.classes(labelled)
     read = tuple(map(str, of_split(split)))
-    return InMemory(f"{cfg.dir} {split}", names, images, labels.encode(told, names), read)
+    return InMemory(f"{cfg.dir} {split}", names, images, labels.encode(labelled, names), read)
 
 
 def _columns(schema: Any, place: str) -> str:
@@ -53,19 +53,19 @@ def _columns(schema: Any, place: str) -> str:
     return column
 
 
-def _labels(tables: list[Any], column: str, place: str) -> labels.Told:
+def _labels(tables: list[Any], column: str, place: str) -> labels.LabelColumn:
     import pyarrow as pa
     import pyarrow.types as types
 
     chunks = [chunk for t in tables for chunk in t[column].chunks]
     schema = tables[0].schema
     names = labels.described(schema, column)
-    told = labels.of_column(pa.chunked_array(chunks, schema.field(column).type), place, names)
+    labelled = labels.of_column(pa.chunked_array(chunks, schema.field(column).type), place, names)
     if types.is_integer(schema.field(column).type) and not names:  # numbers of classes, if unnamed
-        most = max((int(label) for row in told.rows for label in row), default=-1)
-        told = told._replace(rows=[[int(x) for x in row] for row in told.rows])
-        told = told._replace(names=tuple(map(str, range(most + 1))))
-    return told
+        most = max((int(label) for row in labelled.rows for label in row), default=-1)
+        labelled = labelled._replace(rows=[[int(x) for x in row] for row in labelled.rows])
+        labelled = labelled._replace(names=tuple(map(str, range(most + 1))))
+    return labelled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +120,9 @@ def arrow(cfg: Data, train: bool) -> Arrow:
     root = paths.of(cfg.dir)
     if (root / STATE).is_file():
         splits.want_plain(cfg, f"data.dir={cfg.dir}")
-        told, shards = _told(root, cfg.dir)
-        names = labels.classes(told)
-        labels_n = labels.encode(told, names)
+        labelled, shards = _label_column(root, cfg.dir)
+        names = labels.classes(labelled)
+        labels_n = labels.encode(labelled, names)
         rows = [str(row) for row in range(len(labels_n))]
         held = splits.held_out(splits.by_labels(rows, labels_n, len(names)), cfg.held_out)
         rows_n = np.array([int(row) for row in rows if (row in held) != train], np.int64)
@@ -136,15 +136,15 @@ def arrow(cfg: Data, train: bool) -> Arrow:
     for name in (cfg.train_split, split):
         if name not in have:
             fail(f"data.dir={cfg.dir} has no split {name}: it has {', '.join(have)}")
-    told, shards = _told(root / split, f"{cfg.dir} {split}")
-    before = told if train else _told(root / cfg.train_split, f"{cfg.dir} {cfg.train_split}")[0]
-    labels.want_alike(before, told)
+    labelled, shards = _label_column(root / split, f"{cfg.dir} {split}")
+    before = labelled if train else _label_column(root / cfg.train_split, f"{cfg.dir} {cfg.train_split}")[0]
+    labels.want_alike(before, labelled)
     names = labels.classes(before)
-    labels_n = labels.encode(told, names)
+    labels_n = labels.encode(labelled, names)
     return Arrow(f"{cfg.dir} {split}", names, shards, np.arange(len(labels_n)), labels_n)
 
 
-def _told(folder: Path, place: str) -> tuple[labels.Told, tuple[File, ...]]:
+def _label_column(folder: Path, place: str) -> tuple[labels.LabelColumn, tuple[File, ...]]:
     """The labels of a split, and its files."""
     if not (folder / STATE).is_file():
         fail(f"{folder} has no {STATE}: copy all of what save_to_disk wrote")
@@ -160,7 +160,7 @@ def _told(folder: Path, place: str) -> tuple[labels.Told, tuple[File, ...]]:
     return _labels_of(opened, place), shards
 
 
-def _labels_of(opened: Any, place: str) -> labels.Told:
+def _labels_of(opened: Any, place: str) -> labels.LabelColumn:
     import pyarrow.types as types
 
     column = _columns(opened.schema, place)

@@ -75,7 +75,7 @@ class _Table:
 
     file: Path
     images: list[str]
-    told: labels.Told
+    labelled: labels.LabelColumn
 
 
 def table(cfg: Data, train: bool) -> Listed:
@@ -96,15 +96,15 @@ def table(cfg: Data, train: bool) -> Listed:
         splits.want_plain(cfg, f"data.dir={cfg.dir}")
         return _part(_read(alone), cfg, train=train)
     read = _read(of_training)
-    names = labels.classes(read.told)
+    names = labels.classes(read.labelled)
     if not train:
         have = [name for name in splits.EVAL_SPLITS if _of_split(root, name)]
         split = splits.pick(cfg, have, train=False)
         if (of_evaluation := _of_split(root, split)) is None:
             fail(f"data.dir={cfg.dir} has no table {split}.csv or {split}/metadata.csv: set data.eval_split")
         trained_on, read = read, _read(of_evaluation)
-        labels.want_alike(trained_on.told, read.told)
-    return _listed(read, names, labels.encode(read.told, names), cfg)
+        labels.want_alike(trained_on.labelled, read.labelled)
+    return _listed(read, names, labels.encode(read.labelled, names), cfg)
 
 
 def _of_split(root: Path, split: str) -> Path | None:
@@ -118,8 +118,8 @@ def _find(folder: Path, stems: tuple[str, ...]) -> Path | None:
 
 def _part(read: _Table, cfg: Data, *, train: bool) -> Listed:
     """The training or evaluation part of a table without splits."""
-    names = labels.classes(read.told)
-    labels_n = labels.encode(read.told, names)
+    names = labels.classes(read.labelled)
+    labels_n = labels.encode(read.labelled, names)
     held = splits.held_out(splits.by_labels(read.images, labels_n, len(names)), cfg.held_out)
     at = [i for i, name in enumerate(read.images) if (name in held) != train]
     if not at:
@@ -152,22 +152,22 @@ def _absent(folder: Path, images: list[str]) -> list[str]:
 
 
 def _read(file: Path) -> _Table:
-    images, told = (_csv if file.suffix == ".csv" else _parquet)(file)
+    images, labelled = (_csv if file.suffix == ".csv" else _parquet)(file)
     if not images:
         fail(f"{file} has no rows below its column names: give images and their labels")
     first: dict[str, int] = {}
     for i, name in enumerate(images):
         if not name:
-            fail(f"{file} has no path in {told.row(i)}: name an image, or leave it out")
+            fail(f"{file} has no path in {labelled.row(i)}: name an image, or leave it out")
         if (before := first.setdefault(_below(file.parent, name), i)) != i:
             fail(
-                f"{file} has {name} twice, in {told.row(before)} and {told.row(i)}: give an image one row, "
-                "and for several labels a column label each"
+                f"{file} has {name} twice, in {labelled.row(before)} and {labelled.row(i)}: give an image "
+                "one row, and for several labels a column label each"
             )
-    return _Table(file, images, told)
+    return _Table(file, images, labelled)
 
 
-def _csv(file: Path) -> tuple[list[str], labels.Told]:
+def _csv(file: Path) -> tuple[list[str], labels.LabelColumn]:
     try:
         text = paths.read(str(file)).decode("utf-8-sig")
     except OSError as e:
@@ -194,11 +194,11 @@ def _csv(file: Path) -> tuple[list[str], labels.Told]:
             fail(f"{file} row {line} has {len(row)} cells, the column names {len(header)}: want as many")
         images.append(os.path.normpath(row[path]) if row[path] else "")
         given.append([row[i] for i in columns if i < len(row) and row[i]])
-    told = labels.Told(str(file), given, len(columns) > 1, at=[line for line, _ in rows])
-    return images, labels.of_text(told)
+    labelled = labels.LabelColumn(str(file), given, len(columns) > 1, at=[line for line, _ in rows])
+    return images, labels.of_text(labelled)
 
 
-def _parquet(file: Path) -> tuple[list[str], labels.Told]:
+def _parquet(file: Path) -> tuple[list[str], labels.LabelColumn]:
     found = read_parquet(file)
     header: list[str] = found.schema.names
     path = _path_column(file, header)

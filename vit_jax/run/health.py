@@ -43,16 +43,16 @@ Values = dict[tuple[str, str], float]  # by (quantity, part)
 
 
 class Sign(NamedTuple):
-    """A vital out of its range; `told` has the value, `helps` what to do."""
+    """A vital out of its range; `what` has the value, `helps` what to do."""
 
     cause: str
     part: str
-    told: str
+    what: str
     helps: str
 
     def line(self, step: int) -> str:
         """Such as: health at step 50: block_1: largest attention logit 300, usual up to 256: train ..."""
-        return f"health at step {step}: {self.part}: {self.told}: {self.helps}"
+        return f"health at step {step}: {self.part}: {self.what}: {self.helps}"
 
 
 class Health:
@@ -130,7 +130,7 @@ def unusual(values: Values, *, dtype: str, rate: float) -> list[Sign]:
     return signs
 
 
-Found = tuple[str, str, str] | None  # cause, what is told, what helps
+Found = tuple[str, str, str] | None  # cause, what it is, what helps
 
 
 def _above(limit: float, cause: str, what: str, helps: str) -> Callable[..., Found]:
@@ -143,8 +143,8 @@ def _above(limit: float, cause: str, what: str, helps: str) -> Callable[..., Fou
 def _update(value: float, dtype: str, rate: float, median: float) -> Found:
     if rate and value / rate < SMALLEST_SHARE:
         return _frozen(f"an update is {value:.2g} of its weights, which leaves them as they are")
-    told = "an update is of its weights a share of"
-    return _above(LARGEST_UPDATE, "large update", told, LOWER)(value, dtype, rate, median)
+    what = "an update is of its weights a share of"
+    return _above(LARGEST_UPDATE, "large update", what, LOWER)(value, dtype, rate, median)
 
 
 def _gradient(value: float, dtype: str, rate: float, median: float) -> Found:
@@ -153,11 +153,11 @@ def _gradient(value: float, dtype: str, rate: float, median: float) -> Found:
     return _frozen(f"its gradient has norm {value:.2g}, that of the median part {median:.2g}")
 
 
-def _frozen(told: str) -> Found:
+def _frozen(because: str) -> Found:
     helps = (
         "no gradient reaches it: look for a factor of 0 behind it; if it is to stay, name it in optim.frozen"
     )
-    return "frozen", f"does not learn, {told}", helps
+    return "frozen", f"does not learn, {because}", helps
 
 
 def _attention_logit(value: float, dtype: str, rate: float, median: float) -> Found:
@@ -168,8 +168,8 @@ def _attention_logit(value: float, dtype: str, rate: float, median: float) -> Fo
 def _entropy(value: float, dtype: str, rate: float, median: float) -> Found:
     if value >= SMALLEST_ENTROPY:
         return None
-    told = f"each token looks at one other, entropy {value:.2g} of uniform attention's, usual from"
-    return "entropy", f"{told} {SMALLEST_ENTROPY:g}", NORMALISE
+    what = f"each token looks at one other, entropy {value:.2g} of uniform attention's, usual from"
+    return "entropy", f"{what} {SMALLEST_ENTROPY:g}", NORMALISE
 
 
 RULES: dict[str, Callable[[float, str, float, float], Found]] = {

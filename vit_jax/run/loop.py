@@ -114,8 +114,8 @@ def run(
                     checkpoints.close()
                     best.close()
             report.flush()
-            if told := clock.summary():
-                report.say(told)
+            if line := clock.summary():
+                report.say(line)
             report.say(_conclusion(folder, outcome, setup.spec.class_names))
     return outcome
 
@@ -221,7 +221,7 @@ class _Loop:
             self._halt(state, standing)
         if saved < step:
             self._save(state, step, standing)
-        if line := patience.told(step, standing.record(cfg)):
+        if line := patience.message(step, standing.record(cfg)):
             self.report.say(line)
         return Outcome(step, standing.metrics, stopped)
 

@@ -43,7 +43,7 @@ def of_record(record: dict[str, Any], cfg: Train) -> Standing:
     return Standing(record["metrics"], waiting["best"], waiting["waited"])
 
 
-def told(step: int, record: dict[str, Any]) -> str:
+def message(step: int, record: dict[str, Any]) -> str:
     """A line if the run of a checkpoint's record stopped early after `step`; else empty."""
     waiting = record.get("patience", {})
     if not waiting.get("ended"):

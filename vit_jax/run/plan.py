@@ -240,9 +240,9 @@ def _remedies(
         change = flags(changes)
         fits = not measured.refused and measured.memory_bytes <= limit_bytes
         step_s = target.chip.seconds(measured.cost) if target and fits else 0.0
-        told = {"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits}
+        row = {"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits}
         tried.append(
-            told | {"step_s": step_s, "images_per_s": cfg.train.batch_size / step_s if step_s else 0.0}
+            row | {"step_s": step_s, "images_per_s": cfg.train.batch_size / step_s if step_s else 0.0}
         )
         if fits:
             break

@@ -111,8 +111,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 def _trips(line: str, bodies: dict[str, list[str]], condition: str) -> int | None:
     """How often a loop runs, as it says itself or by its condition: scans count from 0 up to a number."""
-    if told := TRIPS.search(line):
-        return int(told[1])
+    if trips := TRIPS.search(line):
+        return int(trips[1])
     lines = list(bodies.get(condition, ()))
     lines += [inner for line in lines for name in CALLED.findall(line) for inner in bodies.get(name, ())]
     bounds = {int(n) for n in BOUND.findall("\n".join(lines))}

@@ -137,8 +137,8 @@ class _Service:
         self._set(f"standings/{process}", at)
 
     def standings(self) -> dict[int, Standing]:
-        told = self._client.key_value_dir_get(f"{self._place}/standings/")
-        return {int(key.rpartition("/")[2]): Standing(*json.loads(value)) for key, value in told}
+        entries = self._client.key_value_dir_get(f"{self._place}/standings/")
+        return {int(key.rpartition("/")[2]): Standing(*json.loads(value)) for key, value in entries}
 
     def rule(self, ruling: Ruling) -> None:
         self._set("ruling", ruling)

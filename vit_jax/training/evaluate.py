@@ -102,7 +102,7 @@ def walk(
     preprocess: Preprocess,
     image_size: Size,
     batch_size: int,
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
     which: Callable[[np.ndarray], None] = lambda index_b: None,
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """(labels, `forward(params, image_bhwc)` as numpy) of each batch, on all of our devices.
@@ -110,8 +110,8 @@ def walk(
     Labels are those of `loader.Batch`.
 
     `forward` is compiled, gives arrays with a row an example, and sees normalised images, or Patches. Each
-    example comes once, in the order of the split, but for those that cannot be read. `told` is called after
-    each batch with how many are done, `which` before it is yielded with the places of its examples.
+    example comes once, in the order of the split, but for those that cannot be read. `on_progress` is called
+    after each batch with how many are done, `which` before it is yielded with the places of its examples.
     """
     done = 0
     mesh = meshes.make("any", 1)
@@ -125,7 +125,7 @@ def walk(
         real = batch.weight > 0
         which(step * size + np.flatnonzero(real))
         yield batch.label[real], jax.tree.map(lambda x, real=real: np.asarray(x)[real], made)
-        told(done := min(done + size, source.size))
+        on_progress(done := min(done + size, source.size))
 
 
 def _filling(batch_size: int, mesh: Mesh) -> int:

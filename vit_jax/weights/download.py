@@ -88,9 +88,9 @@ def _resume(address: str, url: str, part: Path) -> None:
         _check_md5(address, part, reply.headers.get_all("x-goog-hash") or [])
 
 
-def _check_md5(address: str, part: Path, told: list[str]) -> None:
+def _check_md5(address: str, part: Path, headers: list[str]) -> None:
     """Raise UserError, and drop the file, unless its MD5 is the one that Google's storage tells."""
-    wanted = re.search(r"md5=([\w+/=]+)", ",".join(told))
+    wanted = re.search(r"md5=([\w+/=]+)", ",".join(headers))
     if wanted is None:
         return
     with part.open("rb") as file:

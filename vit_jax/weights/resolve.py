@@ -82,13 +82,13 @@ def _elsewhere(ref: str) -> Place:
 def _is_model_folder(path: paths.Path) -> bool:
     """Whether `path` is a folder of transformers or timm, which has a config.json but no checkpoints."""
     ours = (path / orbax.CHECKPOINTS).exists() or (path / orbax.BEST).exists()
-    told = any((path / name).is_file() for name in (hf_folder.CONFIG, hf_folder.OPEN_CLIP))
-    return told and not ours
+    described = any((path / name).is_file() for name in (hf_folder.CONFIG, hf_folder.OPEN_CLIP))
+    return described and not ours
 
 
 def _in_folder(path: paths.Path) -> Place:
-    told = (hf_folder.CONFIG, hf_folder.PREPROCESSOR, hf_folder.OPEN_CLIP)
-    bring = lambda *names: path if isinstance(path, Path) else from_bucket(path, (*told, *names))
+    json_files = (hf_folder.CONFIG, hf_folder.PREPROCESSOR, hf_folder.OPEN_CLIP)
+    bring = lambda *names: path if isinstance(path, Path) else from_bucket(path, (*json_files, *names))
     folder = bring(*hf_folder.ALL_WEIGHTS)
     weights = next((folder / name for name in hf_folder.ALL_WEIGHTS if (folder / name).is_file()), None)
     if weights is not None:

@@ -55,8 +55,8 @@ def write(
         config = hf_folder.config(model, class_names, loss, into.config, channels=channels)
     arrays = into.arrays(flat, model)
     chosen = {name: getattr(model, name) for name in into.chosen} if path.suffix == ".safetensors" else {}
-    told = chosen | ({name: getattr(model, name) for name in NUMERICS} if config else {})
-    _check_told(arrays, model, into, told, set(NUMERICS) if numerics == "theirs" else set())
+    stated = chosen | ({name: getattr(model, name) for name in NUMERICS} if config else {})
+    _check_kept(arrays, model, into, stated, set(NUMERICS) if numerics == "theirs" else set())
     if config is None:
         _put(path, arrays, model, into, chosen)
         return
@@ -70,10 +70,10 @@ def write(
 
 def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect, chosen: dict[str, Any]) -> None:
     heads = model.heads if into.per_head else None
-    told: dict[str, Any] = {"image_hw": model.image_hw, "heads": heads} | (
+    options: dict[str, Any] = {"image_hw": model.image_hw, "heads": heads} | (
         {"fields": chosen} if chosen else {}
     )
-    FORMATS[path.suffix].write(path, arrays, **told)
+    FORMATS[path.suffix].write(path, arrays, **options)
 
 
 def flatten(params: Any) -> Flat:
@@ -93,12 +93,12 @@ def _check_fit(flat: Flat, model: Model) -> None:
         fail(f"the parameters are not those of the model, and nothing was written: {', '.join(wrong)}")
 
 
-def _check_told(arrays: Flat, model: Model, into: Dialect, numerics: dict[str, Any], free: set[str]) -> None:
+def _check_kept(arrays: Flat, model: Model, into: Dialect, numerics: dict[str, Any], free: set[str]) -> None:
     """Raise UserError unless reading the file back would give `model`, but for the fields in `free`."""
     shapes = {name: array.shape for name, array in arrays.items()}
     found = load.translate(shapes, prefixes.prefix_of(shapes) or "", model.heads)
-    told = load.infer(found, numerics, stored_hw=model.image_hw, image_hw=None)
-    wanted, read = dataclasses.asdict(model), dataclasses.asdict(told)
+    inferred = load.infer(found, numerics, stored_hw=model.image_hw, image_hw=None)
+    wanted, read = dataclasses.asdict(model), dataclasses.asdict(inferred)
     lost = [k for k in wanted if k not in UNTOLD | free and wanted[k] != read[k]]
     if not lost:
         return

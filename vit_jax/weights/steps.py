@@ -43,8 +43,8 @@ def _read(step_dir: Path, read_ref: Reader) -> Weights:
     report = Report(
         source=str(step_dir), dialect="vit_jax", parameters=adapt.count(params), loaded=tuple(shapes)
     )
-    told = {"loss": spec.loss, "multi_label": spec.multi_label, "config": cfg}
-    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, **told)
+    facts = {"loss": spec.loss, "multi_label": spec.multi_label, "config": cfg}
+    return Weights(spec.model, params, spec.class_names, spec.preprocess, report, **facts)
 
 
 def recorded(record: dict[str, Any]) -> tuple[Config, Spec]:

@@ -138,8 +138,8 @@ def write(
     comment, that other readers pass over.
     """
     with paths.replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        told = f" heads={heads}" if heads else ""
-        archive.comment = (SIZE_COMMENT.format(*image_hw) + told).encode()
+        stated = f" heads={heads}" if heads else ""
+        archive.comment = (SIZE_COMMENT.format(*image_hw) + stated).encode()
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)

@@ -56,13 +56,15 @@ NO_PIXELS = {
 RESAMPLE = {"pil_bilinear": 2, "tf_bilinear": 2, "pil_bicubic": 3}
 
 
-def read(told: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
+def read(config: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
     """What the file says, all of it, and the size of the images that come out. Raises UserError."""
-    kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "ViTImageProcessor")
+    kind = str(
+        config.get("image_processor_type") or config.get("feature_extractor_type") or "ViTImageProcessor"
+    )
     family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
     if family not in PROCESSORS:
         fail(f"{path}: {kind} is no image processor here: use ViT, DeiT, Bit, CLIP or SiglipImageProcessor")
-    tree = COMMON | PROCESSORS[family] | {name: value for name, value in told.items() if value is not None}
+    tree = COMMON | PROCESSORS[family] | {name: value for name, value in config.items() if value is not None}
     refuse_unknown(tree, {*COMMON, *PROCESSORS[family], *NO_PIXELS, "crop_size"}, path)
     if tree["resample"] not in FILTERS:
         fail(f"{path}: resample={tree['resample']} is no filter here: use 2 (bilinear) or 3 (bicubic)")

@@ -40,7 +40,7 @@ class Archive:
         """Raises UserError, on one line, for anything that is not a whole safetensors file."""
         self.path = path
         self.entries: dict[str, Entry] = {}
-        self.told: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         try:
             size = path.stat().st_size
             with path.open("rb") as file:
@@ -58,7 +58,7 @@ class Archive:
 
     def _scan(self, header: Any, size: int) -> None:
         try:
-            self.told = json.loads(header.pop(METADATA, {}).get(OURS, "{}"))
+            self.metadata = json.loads(header.pop(METADATA, {}).get(OURS, "{}"))
             spans = sorted((row["data_offsets"], name, row) for name, row in header.items())
             end = 0
             for (start, stop), name, row in spans:
@@ -75,19 +75,19 @@ class Archive:
     @property
     def image_hw(self) -> tuple[int, int] | None:
         """(height, width) in pixels of the images the model was saved for, in files that `write` wrote."""
-        size = self.told.get("image_size")
+        size = self.metadata.get("image_size")
         return (int(size[0]), int(size[1])) if size else None
 
     @property
     def heads(self) -> int | None:
         """Attention heads, in files that `write` wrote."""
-        heads = self.told.get("heads")
+        heads = self.metadata.get("heads")
         return int(heads) if heads else None
 
     @property
     def fields(self) -> dict[str, Any]:
         """Fields of the model that readers of its family choose, in files that `write` wrote."""
-        return dict(self.told.get("fields", {}))
+        return dict(self.metadata.get("fields", {}))
 
     def read(self, name: str) -> np.ndarray:
         """One array as float32."""
@@ -150,9 +150,9 @@ def write(
     Image size, heads and fields that no array tells go into a line of our own in the header.
     """
     names, offset = sorted(arrays), 0
-    told: dict[str, Any] = {"image_size": list(image_hw)} | ({"heads": heads} if heads else {})
-    told |= {"fields": fields} if fields else {}
-    header: dict[str, Any] = {METADATA: {"format": "pt", OURS: json.dumps(told, sort_keys=True)}}
+    metadata: dict[str, Any] = {"image_size": list(image_hw)} | ({"heads": heads} if heads else {})
+    metadata |= {"fields": fields} if fields else {}
+    header: dict[str, Any] = {METADATA: {"format": "pt", OURS: json.dumps(metadata, sort_keys=True)}}
     for name in names:
         end = offset + arrays[name].nbytes
         header[name] = {"dtype": "F32", "shape": list(arrays[name].shape), "data_offsets": [offset, end]}

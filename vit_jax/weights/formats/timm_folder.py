@@ -137,8 +137,8 @@ def _numerics(name: str, path: Path) -> Tree:
     if re.match(r"naflexvit_.*(_par|_radio)", name):
         fail(f"{path}: {name} is not built here, as it keeps the aspect of positions: use one without _par")
     numerics: Tree = {}
-    for known, told in ARCHITECTURES.items() if name else ():
-        numerics |= told if re.fullmatch(known, name) else {}
+    for known, values in ARCHITECTURES.items() if name else ():
+        numerics |= values if re.fullmatch(known, name) else {}
     return numerics
 
 
