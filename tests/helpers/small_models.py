@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
 HYBRID = SMALL | {"patch_size": 1, "stem_width": 32, "stem_blocks": (1, 2)}
 MIXER = SMALL | MIXER_ONLY | {"family": "mixer", "token_width": 12}
 NO_TOKENS = SMALL | MIXER_ONLY
+BEIT = SMALL | {"posemb": "none", "relative_bias": True, "layer_scale": 0.1, "qkv_bias": "query_value"}
 DINOV3 = SMALL | {"posemb": "none", "rotary": "dinov3", "registers": 2, "layer_scale": 0.1}
 DINOV3 |= {"qkv_bias": "query_value", "mlp": "swiglu"}
 

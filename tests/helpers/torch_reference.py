@@ -35,6 +35,12 @@ DINOV3: dict[str, Any] = {
 }
 EVA02: dict[str, Any] = {"rotary": "eva02", "rotary_grid": 16, "qkv_bias": "query_value", "mlp": "swiglu"}
 CLIP: dict[str, Any] = {"embed_norm": True, "patch_bias": False, "norm_eps": 1e-5, "gelu": "quick"}
+BEIT: dict[str, Any] = {
+    "posemb": "none",
+    "relative_bias": True,
+    "layer_scale": 0.1,
+    "qkv_bias": "query_value",
+}
 EVA: dict[str, Any] = {"class": "Eva", "use_rot_pos_emb": True}
 EVA_DINOV3 = EVA | {
     "init_values": 1e-5,
@@ -147,6 +153,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         | {"init_values": 1e-5, "class_token": False, "num_reg_tokens": 1, "use_abs_pos_emb": False}
         | {"ref_feat_shape": (16, 16)},
     ),
+    "timm_beit": (
+        "timm",
+        BEIT | {"pooling": "gap", "final_norm": "pooled"},
+        {"class": "Beit", "qkv_bias": True, "init_values": 0.1, "use_abs_pos_emb": False}
+        | {"use_rel_pos_bias": True},
+    ),
+    "hf_beit": ("huggingface", BEIT | {"pooling": "gap", "final_norm": "pooled", "norm_eps": 1e-12}, {}),
     "hf_dinov3": ("huggingface", DINOV3 | {"classes": 0}, {}),
     "hf_dinov3_gated": ("huggingface", DINOV3 | {"classes": 0, "mlp": "swiglu"}, {}),
     "hf_clip": ("huggingface", CLIP | {"classes": 0}, {}),
@@ -210,6 +223,7 @@ def theirs(name: str, folder: Path) -> Any:
     import transformers
 
     kinds = {
+        "hf_beit": "BeitForImageClassification",
         "hf_vit_pooler": "ViTModel",
         "hf_vit": "ViTForImageClassification",
         "hf_deit_one_head": "DeiTForImageClassification",
@@ -241,7 +255,11 @@ def _timm(name: str, path: Path, arguments: dict[str, Any]) -> Any:
     from timm.models.deit import VisionTransformerDistilled
 
     arguments = dict(arguments)
-    kinds = {"Eva": timm.models.eva.Eva, "MlpMixer": timm.models.mlp_mixer.MlpMixer}
+    kinds = {
+        "Eva": timm.models.eva.Eva,
+        "Beit": timm.models.beit.Beit,
+        "MlpMixer": timm.models.mlp_mixer.MlpMixer,
+    }
     kind = kinds.get(arguments.pop("class", ""), timm.models.VisionTransformer)
     kind = VisionTransformerDistilled if name == "timm_deit" else kind
     if "block_fn" in arguments:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import DINOV3, HYBRID, MIXER, SMALL, shapes
+from small_models import BEIT, DINOV3, HYBRID, MIXER, SMALL, shapes
 
 from vit_jax.errors import UserError
 from vit_jax.models import build, layers, variants
@@ -90,6 +90,8 @@ def test_an_unknown_variant_is_refused():
         {"pooling": "map", "pool_heads": 1, "pool_mlp_width": 12, "attention_norm": True},
         {"pooling": "token_gap", "final_norm": "none"},
         {"pre_logits": 9, "pre_logits_form": "linear"},
+        BEIT,
+        BEIT | {"image_size": (32, 64)},
         HYBRID,
         HYBRID | {"stem_blocks": ()},
         MIXER,
@@ -166,7 +168,7 @@ def test_swiglu_is_its_formula():
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32 sums of 40 products of order one
 
 
-@pytest.mark.parametrize("base", [SMALL, MIXER, DINOV3], ids=["vit", "mixer", "dinov3"])
+@pytest.mark.parametrize("base", [SMALL, MIXER, DINOV3, BEIT], ids=["vit", "mixer", "dinov3", "beit"])
 @pytest.mark.parametrize("change", [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
 def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
     cfg = Model(**base)
@@ -235,6 +237,7 @@ def test_bfloat16_computes_the_same_within_its_precision(base):
         (SMALL | {"token_width": 3}, "token_width=3 is for model.family=mixer"),
         (SMALL | {"distill_token": True, "pooling": "map"}, "distill_token"),
         (SMALL | {"registers": -1}, "registers"),
+        (BEIT | {"registers": 2}, "relative_bias=True is for a class token and patches alone"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields, message):

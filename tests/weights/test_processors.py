@@ -29,6 +29,7 @@ EDGE |= PIXELS | {"resample": 3, "image_mean": CLIP[0], "image_std": CLIP[1], "d
 WRITTEN = {
     "ViT": square(2, HALF),
     "Siglip": square(3, HALF) | {"do_convert_rgb": True},
+    "Beit": square(3, HALF) | {"do_reduce_labels": False},
     "DINOv3ViT": square(2, IMAGENET),
     "CLIP": EDGE,
     "Bit": EDGE,
@@ -52,6 +53,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "do_pad": (True, {}),
     "pad_size": ({"height": 48, "width": 48}, {}),
     "image_seq_length": (4, {}),
+    "do_reduce_labels": (True, {}),
 }
 # Keys that change no pixel: how arrays are handed over, where they lie, who made the file. Without
 # `do_convert_rgb` the processors refuse other images than RGB, and of RGB they make the same.

@@ -32,6 +32,7 @@ NAMES = {
     "eva02_tiny_patch14_224": 2,
     "vit_pe_core_tiny_patch16_384": 2,
     "flexivit_small": 2,
+    "beit_base_patch16_224": 2,
     "mixer_b16_224": 12,
     "vit_tiny_r_s16_p8_224": 2,
     "vit_small_r26_s32_224": 2,
@@ -107,7 +108,7 @@ def test_rotary_positions_of_another_resolution_are_timms(timm, name, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["timm_dinov3", "timm_eva02_clip", "timm_pe", "timm_rpn"])
+@pytest.mark.parametrize("name", ["timm_dinov3", "timm_eva02_clip", "timm_pe", "timm_rpn", "timm_beit"])
 def test_gradients_are_timms(timm, name, tmp_path):
     import torch
 
@@ -140,7 +141,7 @@ def test_a_file_in_the_names_of_dinov3s_authors_is_what_timm_reads(timm, tmp_pat
 @pytest.mark.parametrize(
     ("extra", "told"),
     [
-        ("blocks.0.attn.relative_position_bias_table", "BEiT"),
+        ("rel_pos_bias.relative_position_bias_table", "BEiT as it is pretrained"),
         ("patch_embed.backbone.0.conv.weight", "a hybrid of another stem than ResNetV2"),
         ("rope.freqs", "learned rotary frequencies"),
         ("blocks.0.attn.lambda_q1", "differential attention"),

@@ -352,7 +352,7 @@ def test_a_size_on_the_command_line_is_stronger_than_the_processors(hf_folder_of
         ("BitImageProcessor", {"crop_size": 40}, "crop_size=40 of size=.* is not done here"),
         ("BitImageProcessor", {"resample": 1}, "resample=1 is no filter here"),
         ("BitImageProcessor", {"rescale_factor": 0}, "preprocessor_config.json: "),
-        ("ViTImageProcessor", {"image_processor_type": "BeitImageProcessor"}, "BeitImageProcessor is no i"),
+        ("ViTImageProcessor", {"image_processor_type": "LevitImageProcessor"}, "LevitImageProcessor is no i"),
     ],
 )  # fmt: skip
 def test_keys_that_are_not_done_are_refused_by_name(hf_folder_of, kind, changes, told):

@@ -78,14 +78,23 @@ attend_real.defvjp(_attend_real_forward, _attend_real_backward)
 
 
 def attended(
-    q: jax.Array, k: jax.Array, v: jax.Array, real_bm: jax.Array | None = None, order: str = "nh"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    real_bm: jax.Array | None = None,
+    order: str = "nh",
+    bias_hnm: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`attend`, or `attend_real`, the plain form. `order` is that of tokens and heads in all arrays but p."""
+    """`attend`, or `attend_real`, the plain form. `order` is that of tokens and heads in all arrays but p.
+
+    `bias_hnm` is added to q kᵀ/√k; it has no other form.
+    """
     of_q, of_k = _axes(order)
     s_bhnm = jnp.einsum(f"{of_q},{of_k}->bhnm", q, k, preferred_element_type=jnp.float32)
     if real_bm is not None:
         s_bhnm = jnp.where(real_bm[:, None, None], s_bhnm, -jnp.inf)
-    p_bhnm = jax.nn.softmax(s_bhnm * q.shape[-1] ** -0.5).astype(q.dtype)
+    s_bhnm *= q.shape[-1] ** -0.5
+    p_bhnm = jax.nn.softmax(s_bhnm if bias_hnm is None else s_bhnm + bias_hnm[None]).astype(q.dtype)
     return jnp.einsum(f"bhnm,{of_k}->{of_q}", p_bhnm, v), p_bhnm
 
 

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import kernels, native, rotary, vitals
-from vit_jax.models.attend import attend, attend_real
+from vit_jax.models import kernels, native, relative, rotary, vitals
+from vit_jax.models.attend import attend, attend_real, attended
 from vit_jax.sections import Model
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -66,8 +66,9 @@ class Attention(nn.Module):
     Queries come from x [b, n, d], keys and values from source [b, m, d], the last of which are patches of
     `grid_hw`, or of images of the grids `grid_b2`, behind which is padding that is not looked at.
     With `qk_norm`, q and k are first normalised over k (arXiv:2302.05442 section 2), with `rotary` they are
-    turned by their positions, and with `attention_norm` the heads' values over all heads (arXiv:2110.09456
-    section 2). The collection `attention` gets the probabilities p.
+    turned by their positions, with `relative_bias` the scores depend on where a key lies from its query, and
+    with `attention_norm` the heads' values are normalised over all heads (arXiv:2110.09456 section 2). The
+    collection `attention` gets the probabilities p.
     """
 
     cfg: Model
@@ -92,7 +93,12 @@ class Attention(nn.Module):
             else:
                 turn = rotary.turn_each(cfg.rotary, grid_b2, source_bmd.shape[1], head_width, **how)
             q_bnhk, k_bmhk = turn(q_bnhk), turn(k_bmhk)
-        if grid_b2 is None:
+        if cfg.relative_bias:
+            shape = (relative.count(cfg.grid_hw), cfg.heads)
+            table_rh = self.param("relative_bias", nn.initializers.zeros, shape, jnp.float32)
+            bias_hnm = relative.bias(table_rh, cfg.grid_hw)[:, : x_bnd.shape[1]]
+            y_bnhk, p_bhnm = attended(q_bnhk, k_bmhk, v_bmhk, bias_hnm=bias_hnm)
+        elif grid_b2 is None:
             y_bnhk, p_bhnm = attend(q_bnhk, k_bmhk, v_bmhk)
         else:
             real_bm = native.real(grid_b2, source_bmd.shape[1], cfg.prefix)
@@ -224,9 +230,8 @@ class MapPool(nn.Module):
         b, _, d = x_bnd.shape
         hidden = self.cfg.pool_mlp_width or self.cfg.mlp_width
         plain: Any = {"rotary": "none", "rotary_grid": 0, "attention_norm": False, "mlp_norm": False}
-        cfg = dataclasses.replace(
-            self.cfg, heads=self.cfg.pool_heads or self.cfg.heads, qkv_bias="all", **plain
-        )
+        plain |= {"relative_bias": False, "qkv_bias": "all"}
+        cfg = dataclasses.replace(self.cfg, heads=self.cfg.pool_heads or self.cfg.heads, **plain)
         probe_11d = self.param("probe", XAVIER, (1, 1, d), jnp.float32)
         probe_b1d = jnp.broadcast_to(probe_11d, (b, 1, d)).astype(x_bnd.dtype)
         x_b1d = Attention(cfg, name="attention")(probe_b1d, x_bnd, grid_b2)

@@ -27,7 +27,8 @@ def grid_of(cfg: Model, patches: Patches, patch_size: int) -> jax.Array:
 def unable(cfg: Model) -> str:
     """Why the model takes no images of their own aspect; empty if it does."""
     mixer = "model.family=mixer" if cfg.family == "mixer" else ""
-    what = mixer or (f"model.stem_width={cfg.stem_width}" if cfg.stem_width else "")
+    fixed = "model.relative_bias=True" if cfg.relative_bias else ""
+    what = mixer or fixed or (f"model.stem_width={cfg.stem_width}" if cfg.stem_width else "")
     return what and f"{what} takes no images of their own aspect: give it images of one size"
 
 

@@ -204,13 +204,19 @@ class Pool(nn.Module):
 
 
 def grid_of(cfg: Model, images_bhwc: jax.Array, patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of the patches of images. Raises UserError for a size that is not of whole patches."""
+    """(rows, columns) of the patches of images. Raises UserError for a size that the model does not take."""
     (height, width), stride = images_bhwc.shape[1:3], cfg.stride // cfg.patch_size * patch_size
     if height < stride or width < stride or height % stride or width % stride:
         raise UserError(
             f"images of {height}x{width} pixels are not whole patches of {stride} pixels: resize them"
         )
-    return height // stride, width // stride
+    grid_hw = height // stride, width // stride
+    if cfg.relative_bias and grid_hw != cfg.grid_hw:
+        h, w = cfg.image_hw
+        raise UserError(
+            f"images of {height}x{width} pixels: model.relative_bias=True is for patches as of {h}x{w} alone"
+        )
+    return grid_hw
 
 
 def head(cfg: Model, name: str) -> Callable[[jax.Array], jax.Array]:

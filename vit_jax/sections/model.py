@@ -65,6 +65,11 @@ class Model:
     rotary_grid: int = field(
         0, "side of the grid that rotary positions are stretched to; 0: counted in patches", least=0, mixer=0
     )
+    relative_bias: bool = field(
+        False,
+        "a learned bias of each head's scores by where a key lies from a query, as in BEiT",
+        mixer=False,
+    )
     pooling: Literal["token", "gap", "map", "token_gap"] = field(
         "token", "class token, mean of patches, attention, or the first two in a row", mixer="gap"
     )
@@ -180,6 +185,8 @@ class Model:
         if self.pooling in ("token", "token_gap") and not self.class_token:
             needs = "needs model.class_token=True: set it, or use pooling=gap or map"
             fail(f"model.pooling={self.pooling} {needs}")
+        if self.relative_bias and not (self.class_token and self.prefix == 1):
+            fail("model.relative_bias=True is for a class token and patches alone: set no other tokens")
         if self.pooling != "map" and (self.pool_heads or self.pool_mlp_width):
             fail("model.pool_heads and model.pool_mlp_width need model.pooling=map: set them to 0")
         if self.pre_logits_form != "tanh" and not self.pre_logits:

@@ -71,7 +71,7 @@ def resize(
     """The same weights for images of another size or aspect, or for patches of another size.
 
     Positions are resized by `method` or as the model has it, the patch embedding by flexi.resize. Raises
-    UserError for a Mixer or a bad size.
+    UserError for a Mixer, relative biases or a bad size.
     """
     old = weights.model
     method = method or old.posemb_method
@@ -84,6 +84,11 @@ def resize(
         fail(
             f"image_size={image_size}: a Mixer's weights fit only the {_by(old.grid_hw)} patches they were "
             f"trained on: use image_size={old.image_size}"
+        )
+    if old.relative_bias:
+        fail(
+            f"image_size={image_size}: biases for relative positions fit only the {_by(old.grid_hw)} patches "
+            f"they were trained on: use image_size={old.image_size}"
         )
     if old.posemb != "learned":
         return weights._replace(model=new)

@@ -10,7 +10,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from vit_jax.fields import fail
-from vit_jax.models import build
+from vit_jax.models import build, relative
 from vit_jax.models.layers import BIASED
 from vit_jax.sections import MIXER_ONLY, Model
 from vit_jax.weights.dialect import MOST_BLOCKS, Shape, Shapes
@@ -108,6 +108,7 @@ def _vit_fields(found: Shapes, absent_posemb: str) -> dict[str, Any]:
         "heads": heads,
         "qkv_bias": next((name for name, which in BIASED.items() if which == biased), "all"),
         "attention_norm": "block_0/attention/norm/scale" in found,
+        "relative_bias": "block_0/attention/relative_bias" in found,
         "embed_norm": "embed/norm/scale" in found,
         "final_norm": "pooled" if pooled else "tokens" if "norm/scale" in found else "none",
         "pool_heads": pool_heads if pool_heads != heads else 0,
@@ -150,6 +151,8 @@ def _with_grid(
 ) -> Model:
     """The model of `sizes` with the image size and the class slot that its positions or token MLP ask for."""
     stride = _stride(sizes)
+    if sizes.get("relative_bias") and sizes["posemb"] != "learned":
+        return _with_biased_grid(sizes, found["block_0/attention/relative_bias"][0], known_hw)
     if sizes["family"] == "mixer":
         stored, slots = found["block_0/token_mlp/up/kernel"][0], 0
     elif sizes["posemb"] == "learned":
@@ -172,6 +175,18 @@ def _with_grid(
     )
 
 
+def _with_biased_grid(
+    sizes: dict[str, Any], rows: int, known_hw: tuple[tuple[int, int] | None, tuple[int, int] | None]
+) -> Model:
+    """The model of `sizes` with the image size that its table of `rows` relative positions asks for."""
+    stride = _stride(sizes)
+    side = (math.isqrt(max(rows - 3, 1)) + 1) // 2 * stride
+    for hw in (known_hw[0], (side, side), known_hw[1]):
+        if hw and relative.count((hw[0] // stride, hw[1] // stride)) == rows:
+            return Model(**sizes, image_size=hw[0] if hw[0] == hw[1] else hw)
+    fail(f"{rows} relative positions are those of no square grid: pass image_size=(height, width)")
+
+
 def _stride(sizes: dict[str, Any]) -> int:
     stages = len(sizes.get("stem_blocks", ()))
     return sizes["patch_size"] * (4 * 2 ** max(stages - 1, 0) if sizes.get("stem_width") else 1)
@@ -181,6 +196,8 @@ def _rank(name: str) -> int:
     *_, layer, leaf = name.split("/") if "/" in name else ("", name)
     if leaf in ("class_token", "distill_token", "registers", "positions", "probe"):
         return 3
+    if leaf == "relative_bias":
+        return 2
     projection = layer in ("query", "key", "value")
     if leaf == "kernel":
         return 4 if layer == "patch" or layer.startswith("conv") else 3 if projection or layer == "out" else 2

@@ -32,6 +32,7 @@ CROPPED: Any = {
 PROCESSORS: dict[str, Tree] = {
     "ViT": SQUARE | {"resample": 2},
     "Siglip": SQUARE | {"resample": 3},
+    "Beit": SQUARE | {"resample": 3, "crop_size": 224},
     "DeiT": SQUARE | {"size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
     "Bit": CROPPED | CLIP,
     "CLIP": CROPPED | CLIP,
@@ -63,7 +64,10 @@ def read(config: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
     )
     family = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", kind)
     if family not in PROCESSORS:
-        fail(f"{path}: {kind} is no image processor here: use ViT, DeiT, Bit, CLIP or SiglipImageProcessor")
+        fail(
+            f"{path}: {kind} is no image processor here: use ViT, DeiT, Beit, Bit, CLIP or "
+            "SiglipImageProcessor"
+        )
     tree = COMMON | PROCESSORS[family] | {name: value for name, value in config.items() if value is not None}
     refuse_unknown(tree, {*COMMON, *PROCESSORS[family], *NO_PIXELS, "crop_size"}, path)
     if tree["resample"] not in FILTERS:
