@@ -3,51 +3,24 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
+import naflex_reference
 import numpy as np
 import pytest
+from naflex_reference import CASES, GAP, STORED, TOKENS, P, inputs, theirs
 from timm_reference import stub_torchvision
 from weight_files import assert_same, trained_params
 
 from vit_jax.errors import UserError
 from vit_jax.models.build import build
-from vit_jax.patches import Native, Patches, cut
-from vit_jax.sections import Model
+from vit_jax.patches import Native, Patches
 from vit_jax.weights.formats import hf_folder
 from vit_jax.weights.load import read
 from vit_jax.weights.save import flatten, write
 
 # Float32 through a few blocks on both sides, outputs of order one.
 ATOL = 1e-5
-P = 16
-GAP = Model(
-    **{
-        "image_size": 256,
-        "patch_size": P,
-        "width": 64,
-        "depth": 2,
-        "heads": 1,
-        "mlp_width": 256,
-        "classes": 7,
-    },
-    **{"class_token": False, "registers": 4, "pooling": "gap", "final_norm": "pooled", "layer_scale": 1e-5},
-    gelu="exact",
-)
-SIZES_HW = [(256, 256), (300, 120), (90, 500), (40, 40)]
-
-
-def inputs(tokens: int) -> Patches:
-    """Random pixels of four aspects, as Native resizes their images."""
-    rng = np.random.default_rng(0)
-    pixels = np.zeros((len(SIZES_HW), tokens, P, P, 3), np.float32)
-    grid = np.zeros((len(SIZES_HW), 2), np.int32)
-    for i, size in enumerate(SIZES_HW):
-        h, w = Native(P, tokens).fit(*size)
-        made = cut(rng.normal(size=(h, w, 3)).astype(np.float32), P)
-        pixels[i, : len(made)], grid[i] = made, (h // P, w // P)
-    return Patches(pixels, grid)
 
 
 def ours(path: Path, given: Patches) -> np.ndarray:
@@ -55,23 +28,6 @@ def ours(path: Path, given: Patches) -> np.ndarray:
     model, params = build(weights.model), weights.params
     apply = lambda x: model.apply({"params": params}, x, logits=bool(weights.model.classes))
     return np.asarray(jax.jit(apply)(given))
-
-
-def theirs(model: Any, given: Patches) -> np.ndarray:
-    """timm's own outputs for patches, their coordinates and which of them are real."""
-    import torch
-
-    n = given.pixels.shape[1]
-    at_n = np.arange(n)
-    coordinates = np.stack([np.stack(np.divmod(at_n, x), axis=-1) for _, x in given.grid])
-    real = at_n[None] < given.grid.prod(axis=1)[:, None]
-    coordinates = np.where(real[..., None], coordinates, 0)
-    with torch.no_grad():
-        return model(
-            torch.from_numpy(given.pixels.reshape(len(real), n, -1)),
-            patch_coord=torch.from_numpy(coordinates),
-            patch_valid=torch.from_numpy(real),
-        ).numpy()
 
 
 def test_a_file_is_written_and_read_with_every_byte(tmp_path):
@@ -83,6 +39,29 @@ def test_a_file_is_written_and_read_with_every_byte(tmp_path):
     )
     assert (weights.preprocess.resize, weights.preprocess.max_tokens) == ("native", 576)
     assert_same(flatten(weights.params), flatten(params))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_are_the_stored_ones_of_timm(name, tmp_path):
+    model, _ = CASES[name]
+    write(tmp_path / "w.safetensors", trained_params(model), model, dialect="naflexvit")
+    with np.load(STORED) as stored:
+        for tokens in TOKENS:
+            wanted = stored[f"{name}/{tokens}"]
+            assert np.ptp(wanted, axis=0).max() > 0.01
+            got = ours(tmp_path / "w.safetensors", inputs(tokens))
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_the_stored_outputs_are_timms(name, tmp_path):
+    pytest.importorskip("torch")
+    stub_torchvision()
+    pytest.importorskip("timm")
+    with np.load(STORED) as stored:
+        for tokens, wanted in zip(TOKENS, naflex_reference.outputs(name, tmp_path), strict=True):
+            np.testing.assert_allclose(stored[f"{name}/{tokens}"], wanted, rtol=0, atol=1e-6)  # another CPU
 
 
 def test_a_timm_folder_tells_tokens_and_refuses_other_positions(tmp_path):
