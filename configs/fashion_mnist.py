@@ -2,7 +2,7 @@
 
     python train.py --config configs/fashion_mnist.py --workdir runs/fashion_mnist
 
-docs/data.md has how to prepare the data. Not yet measured to the end: docs/results.md has what was tried.
+docs/data.md has how to prepare the data, docs/results.md what was tried. Measured with one seed only.
 """
 
 from typing import Any

@@ -240,5 +240,5 @@ def test_the_lists_of_what_may_differ_follow_from_the_roles_of_fields():
         **{"embed_norm": False, "rotary": "none", "rotary_grid": 0, "pool_heads": 0, "pool_mlp_width": 0},
         **{"final_norm": "tokens", "pre_logits_form": "tanh", "branch_norm": "before", "qkv_bias": "all"},
         **{"attention_norm": False, "mlp_norm": False, "posemb_method": "official"},
-        **{"layer_scale": 0.0, "stem_eps": "official"},
+        **{"layer_scale": 0.0, "relative_bias": False, "stem_eps": "official"},
     }

@@ -19,11 +19,11 @@ from vit_jax.cli import info
 from vit_jax.data import sources
 from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
-from vit_jax.run import evaluation, loop, sweep, sweep_points
+from vit_jax.run import evaluation, loop, patience, sweep, sweep_points
 from vit_jax.run.checkpoint import Best
 from vit_jax.run.clock import Clock
 from vit_jax.run.first_state import Fixed
-from vit_jax.run.patience import Standing, of_record, told
+from vit_jax.run.patience import Standing, of_record
 from vit_jax.run.report import Reporter
 from vit_jax.sections import Spec, Train
 from vit_jax.sections.training import BestName
@@ -137,11 +137,11 @@ def test_a_standing_counts_evaluations_without_a_better_metric():
         ended.append(standing.ended(cfg))
     assert (standing.best, standing.waited) == (1.5, 2)
     assert ended == [False] * 6 + [True]
-    assert "no better loss than 1.5000" in told(7, standing.record(cfg))
+    assert "no better loss than 1.5000" in patience.message(7, standing.record(cfg))
     other = Train(steps=9, eval_every=1, patience=2)
     assert of_record(standing.record(cfg), other) == Standing(standing.metrics)
     assert of_record({"metrics": {"top1": 1.0}}, other) == Standing({"top1": 1.0})  # of an older run
-    assert told(7, {"metrics": {}}) == ""
+    assert patience.message(7, {"metrics": {}}) == ""
 
 
 @pytest.mark.parametrize("mean", [False, True])

@@ -15,7 +15,7 @@ def register(*dialects: Dialect) -> None:
 
 def names() -> list[str]:
     """What users call the dialects that can be written."""
-    return list(dict.fromkeys(d.name for d in DIALECTS))
+    return sorted({d.name for d in DIALECTS})
 
 
 for _module in pkgutil.iter_modules(__path__):
