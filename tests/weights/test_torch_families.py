@@ -350,6 +350,7 @@ def test_a_size_on_the_command_line_is_stronger_than_the_processors(hf_folder_of
         ("BitImageProcessor", {"do_center_crop": False}, "without do_center_crop gives images of many sizes"),
         ("BitImageProcessor", {"do_resize": False}, "do_center_crop without do_resize is not done here"),
         ("BitImageProcessor", {"crop_size": 40}, "crop_size=40 of size=.* is not done here"),
+        ("BitImageProcessor", {"pad": 0}, "pad=0 is not done here: remove what the images do not need"),
         ("BitImageProcessor", {"resample": 1}, "resample=1 is no filter here"),
         ("BitImageProcessor", {"rescale_factor": 0}, "preprocessor_config.json: "),
         ("ViTImageProcessor", {"image_processor_type": "LevitImageProcessor"}, "LevitImageProcessor is no i"),

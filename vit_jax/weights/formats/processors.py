@@ -8,7 +8,7 @@ from vit_jax.errors import UserError
 from vit_jax.fields import fail
 from vit_jax.paths import Path
 from vit_jax.sections import Preprocess
-from vit_jax.weights.formats.facts import Tree, few, refuse_unknown
+from vit_jax.weights.formats.facts import Tree, few
 
 FILTERS = {2: "pil_bilinear", 3: "pil_bicubic"}  # Pillow's numbers
 # By the image processor of transformers, what it does where the file does not say.
@@ -69,7 +69,10 @@ def read(config: Tree, path: Path) -> tuple[Preprocess, tuple[int, int] | None]:
             "SiglipImageProcessor"
         )
     tree = COMMON | PROCESSORS[family] | {name: value for name, value in config.items() if value is not None}
-    refuse_unknown(tree, {*COMMON, *PROCESSORS[family], *NO_PIXELS, "crop_size"}, path)
+    known = {*COMMON, *PROCESSORS[family], *NO_PIXELS, "crop_size"}
+    unknown = [f"{name}={value}" for name, value in tree.items() if name not in known and value is not False]
+    if unknown:  # 0 is one, too: it may be a number of pixels
+        fail(f"{path}: {', '.join(unknown)} is not done here: remove what the images do not need")
     if tree["resample"] not in FILTERS:
         fail(f"{path}: resample={tree['resample']} is no filter here: use 2 (bilinear) or 3 (bicubic)")
     try:
