@@ -142,6 +142,8 @@ def test_a_file_in_the_names_of_dinov3s_authors_is_what_timm_reads(timm, tmp_pat
     ("extra", "told"),
     [
         ("rel_pos_bias.relative_position_bias_table", "BEiT as it is pretrained"),
+        ("shared_position_bias.relative_position_bias_table", "BEiT as it is pretrained"),
+        ("beit.encoder.relative_position_bias.relative_position_bias_table", "BEiT as it is pretrained"),
         ("patch_embed.backbone.0.conv.weight", "a hybrid of another stem than ResNetV2"),
         ("rope.freqs", "learned rotary frequencies"),
         ("blocks.0.attn.lambda_q1", "differential attention"),

@@ -212,9 +212,10 @@ def grid_of(cfg: Model, images_bhwc: jax.Array, patch_size: int) -> tuple[int, i
         )
     grid_hw = height // stride, width // stride
     if cfg.relative_bias and grid_hw != cfg.grid_hw:
-        h, w = cfg.image_hw
+        rows, columns = cfg.grid_hw
         raise UserError(
-            f"images of {height}x{width} pixels: model.relative_bias=True is for patches as of {h}x{w} alone"
+            f"images of {height}x{width} pixels do not fit model.relative_bias=True, which was learned for "
+            f"{rows}x{columns} patches: resize them"
         )
     return grid_hw
 

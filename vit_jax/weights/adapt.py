@@ -80,15 +80,11 @@ def resize(
     weights = _repatched(weights, new.patch_size)
     if old.grid_hw == new.grid_hw:
         return weights._replace(model=new)
-    if old.family == "mixer":
+    fixed = "biases for relative positions" if old.relative_bias else ""
+    if fixed := "a Mixer's weights" if old.family == "mixer" else fixed:
         fail(
-            f"image_size={image_size}: a Mixer's weights fit only the {_by(old.grid_hw)} patches they were "
+            f"image_size={image_size}: {fixed} fit only the {_by(old.grid_hw)} patches they were "
             f"trained on: use image_size={old.image_size}"
-        )
-    if old.relative_bias:
-        fail(
-            f"image_size={image_size}: biases for relative positions fit only the {_by(old.grid_hw)} patches "
-            f"they were trained on: use image_size={old.image_size}"
         )
     if old.posemb != "learned":
         return weights._replace(model=new)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -151,20 +153,21 @@ def _with_grid(
 ) -> Model:
     """The model of `sizes` with the image size and the class slot that its positions or token MLP ask for."""
     stride = _stride(sizes)
-    if sizes.get("relative_bias") and sizes["posemb"] != "learned":
-        return _with_biased_grid(sizes, found["block_0/attention/relative_bias"][0], known_hw)
+    slots, count = 0, math.prod
     if sizes["family"] == "mixer":
-        stored, slots = found["block_0/token_mlp/up/kernel"][0], 0
+        stored = found["block_0/token_mlp/up/kernel"][0]
     elif sizes["posemb"] == "learned":
         stored, slots = found["embed/positions"][1], sizes["class_token"] + sizes["distill_token"]
+    elif sizes["relative_bias"]:
+        stored, count = found["block_0/attention/relative_bias"][0], relative.count
     else:
         h, w = known_hw[0] or known_hw[1] or (max(224 // stride, 1) * stride,) * 2
         return Model(**sizes, image_size=h if h == w else (h, w))
     for slot in (slots,) if class_slot else (0, slots):
         has_slot = bool(slot) or not slots  # the default where there is no class token
-        side = math.isqrt(max(stored - slot, 0)) * stride
+        side = _side(count, stored - slot) * stride
         for hw in (known_hw[0], (side, side), known_hw[1]):
-            if hw and stored > slot and (hw[0] // stride) * (hw[1] // stride) == stored - slot:
+            if hw and stored > slot and count((hw[0] // stride, hw[1] // stride)) == stored - slot:
                 size = hw[0] if hw[0] == hw[1] else hw
                 return Model(**sizes, image_size=size, posemb_class_slot=has_slot)
     oblong, steps = f"{stored} positions make no square grid", f"in steps of {stride} pixels"
@@ -175,16 +178,9 @@ def _with_grid(
     )
 
 
-def _with_biased_grid(
-    sizes: dict[str, Any], rows: int, known_hw: tuple[tuple[int, int] | None, tuple[int, int] | None]
-) -> Model:
-    """The model of `sizes` with the image size that its table of `rows` relative positions asks for."""
-    stride = _stride(sizes)
-    side = (math.isqrt(max(rows - 3, 1)) + 1) // 2 * stride
-    for hw in (known_hw[0], (side, side), known_hw[1]):
-        if hw and relative.count((hw[0] // stride, hw[1] // stride)) == rows:
-            return Model(**sizes, image_size=hw[0] if hw[0] == hw[1] else hw)
-    fail(f"{rows} relative positions are those of no square grid: pass image_size=(height, width)")
+def _side(count: Callable[[tuple[int, int]], int], stored: int) -> int:
+    """Of the largest square grid with at most `stored` positions, as `count` counts them."""
+    return next(side for side in itertools.count() if count((side + 1, side + 1)) > stored)
 
 
 def _stride(sizes: dict[str, Any]) -> int:

@@ -30,8 +30,9 @@ BESIDE = {
 }
 # Models whose names are known, but which are not built here.
 UNBUILT = {
-    r"(?:.+\.)?(?:rel_pos_bias|(?:encoder|shared)\W?\w*position_bias)\.relative_position_bias_table": "BEiT "
-    "as it is pretrained, whose blocks share one bias for relative positions",
+    r"(?:.+\.)?(?:rel_pos_bias|shared_position_bias|encoder\.relative_position_bias)"
+    r"\.relative_position_bias_table": "BEiT as it is pretrained, whose blocks share one bias for relative "
+    "positions",
     r"(?:.+\.)?patch_embed\.backbone\.(?!(?:stem|stages|conv|norm)\.).+": "a hybrid of another stem than "
     "ResNetV2",
     r"(?:.+\.)?rope\.freqs": "a model with learned rotary frequencies",

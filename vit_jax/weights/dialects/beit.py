@@ -67,7 +67,6 @@ HUGGINGFACE = dataclasses.replace(
     holds=lambda model: model.relative_bias and model.layer_scale > 0,
     preprocess=lambda model: huggingface.SQUASHED,
     fits=lambda shapes: any(name.endswith("relative_position_bias_table") for name in shapes),
-    pack=lambda params, model: params,
     lacks=lambda model: [],
     prefix="beit.",
     ignored={r"encoder\.layer\.\d+\..+relative_position_index": INDEX, r"embeddings\.mask_token": MASK},
