@@ -12,7 +12,7 @@ COUNTS = {"vit_b16": 86_567_656, "hybrid_r26_s32": 36_431_912, "mixer_b16": 59_8
 @pytest.mark.parametrize(("path", "arg"), RECIPES, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_builds(path, arg):
     cfg = parse(path, arg)
-    model = build.build(cfg.model, classes=1000, scan=True)  # one block is traced, not all
+    model = build.build(cfg.model, classes=1000)
     image = jax.ShapeDtypeStruct((2, *cfg.model.image_hw, cfg.data.channels), "float32")
     logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     assert logits.shape == (2, 1000)

@@ -18,7 +18,6 @@ from paths import GOLDEN
 from vit_jax import fields, sections
 from vit_jax.data import sources
 from vit_jax.models import build
-from vit_jax.models.stack import unstack
 from vit_jax.training import mesh as meshes
 from vit_jax.training import optim, tables
 
@@ -37,10 +36,9 @@ def describe(path, arg):
     """The whole text of a recipe. Shapes only: no array is made."""
     cfg = parse(path, arg)
     examples, classes = DATA[cfg.data.name]
-    model = build.build(cfg.model, classes=classes, scan=True)  # one block is traced, not all
+    model = build.build(cfg.model, classes=classes)
     options = {"image_hw": cfg.model.image_hw, "channels": cfg.data.channels}
-    scanned = jax.eval_shape(lambda: build.init(model, jax.random.key(0), **options))
-    params = jax.eval_shape(lambda tree: unstack(tree, cfg.model.depth), scanned)
+    params = jax.eval_shape(lambda: build.init(model, jax.random.key(0), **options))
     mesh = meshes.make("cpu", 4)
     size, steps = cfg.train.batch_size, cfg.train.steps
     steps = optim.total_steps(steps, cfg.train.epochs, examples, size)
