@@ -36,11 +36,12 @@ def optax_dtypes():
 @pytest.fixture(scope="module")
 def one_device():
     """Runs on the first device alone: eight on two cores compile slowly, and have tests of their own."""
+    from device_meshes import mesh_of
+
     from vit_jax.training import mesh as meshes
 
     with pytest.MonkeyPatch.context() as patch:
-        axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()[:1]}
-        mesh = jax.make_mesh((1, 1), ("data", "fsdp"), **axes)
+        mesh = mesh_of(1)
         patch.setattr(meshes, "make", lambda device, fsdp: mesh)
         yield mesh
 

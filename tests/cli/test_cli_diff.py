@@ -4,10 +4,10 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from commands import call, digits_run
+from device_meshes import mesh_of
 from tiny_run import tiny
 
 import vit_jax
@@ -19,11 +19,6 @@ from vit_jax.run import loop, provenance
 from vit_jax.training import mesh as meshes
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
-
-
-def devices(count):
-    axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()[:count]}
-    return jax.make_mesh((count, 1), ("data", "fsdp"), **axes)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +94,7 @@ SLOW = {"device count"}  # a program of its own to compile
 )
 def test_a_planted_cause_is_named(train, base, monkeypatch, capsys, cause):
     what, kind, line = PLANTED[cause]
-    made = {"data": lambda make: make(), "mesh": devices}
+    made = {"data": lambda make: make(), "mesh": mesh_of}
     other = train(**{name: made.get(name, lambda x: x)(value) for name, value in what.items()})
     code, facts = compared(monkeypatch, capsys, base, other)
     first, *_ = facts["differs"]

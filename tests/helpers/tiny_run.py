@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 from environments import one_device
 from paths import ROOT
@@ -30,6 +32,16 @@ def tiny(**train):
     tree = namespace["get_config"]()
     tree.train.update({"log_every": 10, **train})
     return config.parse(tree)
+
+
+def signalled_after(last):
+    """Stands in for distributed.stop_signals: SIGTERM comes at step `last`."""
+
+    @contextmanager
+    def stop_signals():
+        yield lambda step: signal.SIGTERM if step == last else None
+
+    return stop_signals
 
 
 def start(config_file, workdir, *arguments):

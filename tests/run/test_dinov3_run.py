@@ -1,14 +1,13 @@
 """A model with all that DINOv3 has trains alike scanned, rematerialised, over devices and over processes."""
 
 import sys
-from contextlib import contextmanager
 
-import jax
 import numpy as np
 import pytest
+from device_meshes import mesh_of
 from flax.traverse_util import flatten_dict
 from processes import free_port, launch
-from tiny_run import CONFIG_FILE, final_digests, tiny
+from tiny_run import CONFIG_FILE, final_digests, signalled_after, tiny
 
 import vit_jax
 from vit_jax import config
@@ -71,8 +70,7 @@ def test_scan_and_remat_train_alike(wanted, tmp_path, form):
 
 
 def test_a_mesh_of_two_by_four_trains_alike(wanted, tmp_path, monkeypatch):
-    axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()}
-    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), **axes)
+    mesh = mesh_of(8, fsdp=4)
     monkeypatch.setattr(meshes, "make", lambda device, fsdp: mesh)
     monkeypatch.setattr(meshes, "SMALLEST_SPLIT", 1)  # or nothing of so small a model would be split
     loop.run(config.apply(tiny(), flags()), tmp_path / "run")
@@ -80,12 +78,8 @@ def test_a_mesh_of_two_by_four_trains_alike(wanted, tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path, monkeypatch):
-    @contextmanager
-    def at_step_5():
-        yield lambda step: 15 if step == 5 else None
-
     with monkeypatch.context() as patch:
-        patch.setattr(distributed, "stop_signals", at_step_5)
+        patch.setattr(distributed, "stop_signals", signalled_after(5))
         assert loop.run(config.apply(tiny(), flags()), tmp_path / "run").signal == 15
     loop.run(config.apply(tiny(), flags()), tmp_path / "run")
     assert final_digests(tmp_path / "run") == final_digests(run)

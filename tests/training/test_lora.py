@@ -4,15 +4,15 @@ import dataclasses
 import json
 import math
 import re
-from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import call, digits_run
+from device_meshes import mesh_of
 from flax.traverse_util import flatten_dict
-from tiny_run import tiny
+from tiny_run import signalled_after, tiny
 
 import vit_jax
 from vit_jax import config
@@ -131,12 +131,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(init, run, tmp_path):
     cfg = of(init, "optim.ema=0.9")
     half = tmp_path / "half"
     with pytest.MonkeyPatch.context() as patch:
-
-        @contextmanager
-        def at_step_20():
-            yield lambda step: 15 if step == 20 else None
-
-        patch.setattr(distributed, "stop_signals", at_step_20)
+        patch.setattr(distributed, "stop_signals", signalled_after(20))
         assert loop.run(cfg, half).signal == 15
     assert loop.run(cfg, half).step == 40
     ends = [orbax.read_record(folder / "checkpoints" / "40")["digests"] for folder in (run, half)]
@@ -160,8 +155,7 @@ def test_other_forms_of_the_step_take_the_same_way(init, run, tmp_path, more):
 
 
 def test_a_run_is_read_where_a_mesh_of_several_devices_is_set(init, run):
-    axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()}
-    with jax.set_mesh(jax.make_mesh((8, 1), ("data", "fsdp"), **axes)):
+    with jax.set_mesh(mesh_of(8)):
         within = [vit_jax.load(ref).params for ref in (init, run)]
     for params, ref in zip(within, (init, run), strict=True):
         assert jax.tree.all(jax.tree.map(np.array_equal, params, vit_jax.load(ref).params))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from cells import FIELDS, FORMS, STEPS, held_bytes, losses
+from device_meshes import mesh_of
 from paths import ROOT
 from processes import free_port, launch
 from tiny_run import read_until, tiny
@@ -29,11 +30,6 @@ pytestmark = pytest.mark.usefixtures("optax_dtypes")
 def plain(optax_dtypes, config_file):
     """(losses, batches) on one device, written out, without rematerialisation or micro-batches."""
     return losses(config_file, mesh_of(1, 1), False, "none", 1)[:2]
-
-
-def mesh_of(devices, fsdp):
-    axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()[:devices]}
-    return jax.make_mesh((devices // fsdp, fsdp), ("data", "fsdp"), **axes)
 
 
 def same(name, got, plain):

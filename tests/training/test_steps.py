@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from batches import TINY, make_batch
+from device_meshes import mesh_of
 
 from vit_jax.data.loader import Batch
 from vit_jax.errors import UserError
@@ -21,14 +22,9 @@ from vit_jax.training.step import Recipe, State, init_state, normalise, train_st
 pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
-def one_device_mesh():
-    axes = {"axis_types": (jax.sharding.AxisType.Auto,) * 2, "devices": jax.devices()[:1]}
-    return jax.make_mesh((1, 1), ("data", "fsdp"), **axes)
-
-
 def run_steps(model_cfg=TINY, mesh=None, steps=5, optim_cfg=None):
     """The state after some steps on fixed batches, on one device unless `mesh` says otherwise."""
-    mesh = mesh or one_device_mesh()
+    mesh = mesh or mesh_of(1)
     model = build.build(model_cfg)
     optimizer = optim.make(optim_cfg or Optim(lr=1e-2, warmup_steps=2, weight_decay=0.1, clip_norm=1.0), 10)
     train = Train(steps=10, log_every=100)
