@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import kernels, native, relative, rotary, vitals
 from vit_jax.models.attend import attend, attend_real, attended
+from vit_jax.models.module import Module
 from vit_jax.sections import Model
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -22,7 +23,7 @@ BIASED = {"all": ("query", "key", "value"), "query_value": ("query", "value"), "
 MLP_BIAS = nn.initializers.normal(1e-6)  # as in the published code
 
 
-class Norm(nn.Module):
+class Norm(Module):
     """LayerNorm over the last axis, statistics and scaling in float32. arXiv:1607.06450."""
 
     cfg: Model
@@ -60,7 +61,7 @@ class Mlp(nn.Module):
         return nn.Dropout(cfg.dropout, deterministic=not train)(y_bnd)
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """softmax(qkᵀ/√k) v over heads, then the output projection. arXiv:1706.03762 eq. 1.
 
     Queries come from x [b, n, d], keys and values from source [b, m, d], the last of which are patches of
@@ -112,7 +113,7 @@ class Attention(nn.Module):
         return HeadsOut(cfg, width, name="out")(y_bnhk)
 
 
-class HeadsIn(nn.Module):
+class HeadsIn(Module):
     """x W + a in heads, [b, n, d] to [b, n, h, k]: nn.DenseGeneral's parameters and initial values."""
 
     cfg: Model
@@ -128,7 +129,7 @@ class HeadsIn(nn.Module):
         return affine(self.cfg, x_bnd, kernel_dhk.reshape(d, h * k), bias_hk).reshape(b, n, h, k)
 
 
-class HeadsOut(nn.Module):
+class HeadsOut(Module):
     """The heads joined, times W, plus a, [b, n, h, k] to [b, n, d]; otherwise as HeadsIn."""
 
     cfg: Model
@@ -143,7 +144,7 @@ class HeadsOut(nn.Module):
         return affine(self.cfg, y_bnhk.reshape(b, n, h * k), kernel_od, bias_d)
 
 
-class Dense(nn.Module):
+class Dense(Module):
     """x W + a over the last axis, a layer of an MLP: nn.Dense's parameters, the published initial values."""
 
     cfg: Model
@@ -157,7 +158,7 @@ class Dense(nn.Module):
         return affine(self.cfg, x, kernel, bias)
 
 
-class LayerScale(nn.Module):
+class LayerScale(Module):
     """gamma * x with one gamma a feature, small at first. arXiv:2103.17239 eq. 4."""
 
     cfg: Model
@@ -220,7 +221,7 @@ class Block(nn.Module):
         return x_bnd + drop_path()(y_bnd)
 
 
-class MapPool(nn.Module):
+class MapPool(Module):
     """Attention pooling by one learned probe, then a residual MLP. arXiv:2106.04560 appendix A."""
 
     cfg: Model

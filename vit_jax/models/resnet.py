@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import kernels
+from vit_jax.models.module import Module
 from vit_jax.sections import Model
 
 GROUPS = 32  # flax's default, as in the published code
@@ -61,7 +62,7 @@ class ResidualUnit(nn.Module):
         return jax.nn.relu(shortcut_bhwc + y_bhwc)
 
 
-class StdConv(nn.Module):
+class StdConv(Module):
     """Convolution by (w - mean) / (std + 1e-5), a filter at a time, SAME padding. arXiv:1903.10520.
 
     timm has sqrt(variance + 1e-8) below the line.
@@ -94,7 +95,7 @@ class StdConv(nn.Module):
         )
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Module):
     """GroupNorm over space and 32 groups of channels, statistics and scaling in float32. arXiv:1803.08494."""
 
     cfg: Model

@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.models import flexi, native, posemb
 from vit_jax.models.layers import Block, MapPool, Norm, affine
+from vit_jax.models.module import Module
 from vit_jax.models.resnet import Stem
 from vit_jax.models.stack import run_blocks
 from vit_jax.patches import Patches
@@ -77,7 +78,7 @@ class ViT(nn.Module):
         return None if self.cfg.pooling != "token" or captured else 1 + self.cfg.distill_token
 
 
-class Embed(nn.Module):
+class Embed(Module):
     """Images to tokens [class, distillation, registers, patches]: stem, patch embedding, positions.
 
     Positions are those of the patches, and of class and distillation token where `posemb_class_slot` says so;
@@ -145,7 +146,7 @@ class Embed(nn.Module):
         return x_bnd + pos_bnd.astype(x_bnd.dtype)
 
 
-class Patch(nn.Module):
+class Patch(Module):
     """x W + a of each p x p patch, [b, h, w, c] to [b, h/p, w/p, d]: nn.Conv's parameters and initial values.
 
     Of patches that are cut, [b, n, p, p, c] to [b, n, d]. One matrix product. W is stored for the patches of
