@@ -237,6 +237,20 @@ def train_head(
     return jax.lax.scan(step, (start, optimizer.init(start)), batch_sb)[0][0]
 
 
+def fitted(
+    x_nd: np.ndarray, label_n: np.ndarray, *, rate: float, decay: float, classes: int, epochs: int, seed: int
+) -> Fit:
+    """`train_head` on these examples, standardised: a float64 head of the features as they are."""
+    scale = standard(x_nd)
+    size = min(BATCH_SIZE, len(label_n))
+    order_sb = batches(len(label_n), batch_size=size, epochs=epochs, seed=seed)
+    grid = [jnp.asarray([value], jnp.float32) for value in (rate, decay)]
+    fits = train_heads(jnp.asarray(scale(x_nd)[None]), jnp.asarray(label_n), order_sb, *grid, classes=classes)
+    kernel_dc, bias_c = (np.asarray(x[0, 0], np.float64) for x in fits)
+    kernel_dc /= scale.scale[:, None]
+    return Fit(kernel_dc, bias_c - scale.mean @ kernel_dc)
+
+
 @functools.partial(jax.jit, static_argnames="classes")
 def train_heads(
     x_gnd: jax.Array,

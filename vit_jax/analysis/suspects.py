@@ -3,9 +3,8 @@
 Dims: n examples, d features, c classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.analysis import probes
@@ -36,17 +35,11 @@ def held_out(
     """
     fold_n = folds(label_n, seed=seed)
     logits_nc = np.zeros((len(label_n), classes))
-    grid = [jnp.asarray([value], jnp.float32) for value in (rate, decay)]
+    options: Any = {"rate": rate, "decay": decay, "classes": classes, "epochs": epochs, "seed": seed}
     for fold in range(FOLDS):
         held = fold_n == fold
-        kept_x, kept_label = x_nd[~held], label_n[~held]
-        scale = probes.standard(kept_x)
-        size = min(probes.BATCH_SIZE, len(kept_label))
-        order_sb = probes.batches(len(kept_label), batch_size=size, epochs=epochs, seed=seed)
-        stacked = jnp.asarray(scale(kept_x)[None])
-        fits = probes.train_heads(stacked, jnp.asarray(kept_label), order_sb, *grid, classes=classes)
-        kernel, bias = (np.asarray(x[0, 0], np.float64) for x in fits)
-        logits_nc[held] = scale(x_nd[held]) @ kernel + bias
+        fit = probes.fitted(x_nd[~held], label_n[~held], **options)
+        logits_nc[held] = x_nd[held] @ fit.kernel + fit.bias
     high_n = logits_nc.max(axis=1)
     log_sum_n = np.log(np.exp(logits_nc - high_n[:, None]).sum(axis=1)) + high_n
     loss_n = log_sum_n - logits_nc[np.arange(len(label_n)), label_n]

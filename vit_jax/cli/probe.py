@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import config, paths
-from vit_jax.cli import suspects
+from vit_jax.cli import probe_head, suspects
 from vit_jax.cli.common import (
     REF,
     data_for,
@@ -35,6 +35,8 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.probe augreg/B_16 --data.name=cifar10 --data.train_split=train[:20%] --layers 2
   python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --suspects 20
   python -m vit_jax.cli.probe runs/b16 --pooling token --lr 0.01,0.1 --weight_decay 0,1e-4 --out probe.md
+  python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --head photos_folder \
+    --dialect huggingface
 
 data fields that are not given are those that the run was trained with. Features are computed once for the
 same weights, preprocessing and files, without augmentation, and kept in --cache.
@@ -48,6 +50,9 @@ trained on that train split, its features know the held-out examples, and accura
 --suspects ranks training examples by the loss of the chosen linear head, trained on four fifths of the train
 split and asked about the rest, five times; those whose label is the likeliest class are left out. A model
 that was trained on these labels may have learned the wrong ones, too: ask one that was not.
+
+--head writes the model with a linear head of the features that its head sees: a classifier of the data, for
+which each image was seen once. A folder (huggingface) keeps names of classes and preprocessing, too.
 """
 HELD_OUT = 0.1  # of the train split
 FEWEST = 20  # training examples that can be split
@@ -88,15 +93,21 @@ def main() -> None:
     parser.add_argument(
         "--suspects", type=int, default=0, metavar="N", help="name N training examples with suspect labels"
     )
+    parser.add_argument(
+        "--head", type=nonempty_path, help="write the model with a linear head to this file or folder"
+    )
+    parser.add_argument("--dialect", default="official", help="whose layout --head has (default: official)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     _check(args)
 
-    cfg, columns, train, test, source = _features(args, rest)
+    loaded, data, columns, train, test, source = _features(args, rest)
     names = list(source.class_names)
-    facts = {"ref": args.ref, **_probe(args, cfg, columns, train, test, names)}
+    facts = {"ref": args.ref, **_probe(args, loaded.spec.model, columns, train, test, names)}
     if args.suspects:
         facts["suspects"] = suspects.find(args, columns, train, source, names, facts["linear"])
+    if args.head:
+        facts["head"] = probe_head.write(args, loaded, data, columns, train, names, facts["linear"])
     if args.out:
         _write(args.out, rows(facts))
     print(json.dumps(facts) if args.json else text(facts))
@@ -129,8 +140,8 @@ def _numbers(name: str, text: str, kind: Callable[[str], Any], low: float) -> tu
     return tuple(found)
 
 
-def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any, Any, Source]:
-    """(model section, columns to train heads on, train split, eval split, source of the train split)."""
+def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any, Any, Any, Source]:
+    """(model, data section, columns to train heads on, train and eval split, source of the train split)."""
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import features
     from vit_jax.data import sources
@@ -143,6 +154,8 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     columns = features.choose(cfg, layers=layers, poolings=poolings)
     train, test = sources.open_splits(data)
     tell(train, test)
+    if args.head:
+        probe_head.check(args, loaded, columns, len(train.class_names))
     if train.multi_label or test.multi_label:
         raise UserError("the data gives several labels an image: probes are for one, so give such data")
     if train.class_names != test.class_names:
@@ -166,7 +179,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
         how = f"read from {path}" if found else f"made in {spent:.1f} s, kept in {path}"
         print(f"{name} split: features of {len(split.label):,} examples, {how}", file=sys.stderr)
         made.append(split)
-    return cfg, columns, *made, train
+    return loaded, data, columns, *made, train
 
 
 def _probe(
@@ -278,6 +291,7 @@ def text(facts: dict[str, Any]) -> str:
         f"{low:.2%} .. {high:.2%} (95%, bootstrap)",
     ]
     lines += [suspects.text(facts["suspects"])] if "suspects" in facts else []
+    lines += [probe_head.text(facts["head"])] if "head" in facts else []
     return "\n".join(lines)
 
 

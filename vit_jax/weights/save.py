@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -16,6 +16,15 @@ from vit_jax.weights.formats import hf_folder, npz, processors, safetensors
 
 FORMATS = {".npz": npz, ".safetensors": safetensors}
 NUMERICS = ("gelu", "norm_eps", "stem_eps")
+
+
+class Contents(NamedTuple):
+    """What a file holds: arrays, their dialect, the fields that are stated in it, a folder's config.json."""
+
+    arrays: Flat
+    dialect: Dialect
+    chosen: dict[str, Any]
+    config: dict[str, Any] | None
 
 
 def write(
@@ -36,7 +45,31 @@ def write(
     is also written where its readers will compute with another GELU or other epsilons than `model`. Raises
     UserError if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
     """
-    path, flat = paths.of(path), flatten(params)
+    path = paths.of(path)
+    contents = contents_of(
+        path, params, model, dialect=dialect, class_names=class_names, loss=loss, numerics=numerics
+    )
+    if contents.config is None:
+        _put(path, model, contents)
+        return
+    paths.make_folder(path)
+    _put(path / hf_folder.WEIGHTS, model, contents)
+    seen = processors.written(preprocess or contents.dialect.preprocess(model), model.image_hw)
+    hf_folder.write(path, contents.config, seen)
+
+
+def contents_of(
+    path: paths.Path,
+    params: Any,
+    model: Model,
+    *,
+    dialect: str,
+    class_names: tuple[str, ...] = (),
+    loss: str = "softmax",
+    numerics: Literal["same", "theirs"] = "same",
+) -> Contents:
+    """What `write` would write. Raises UserError where it would, but for a disk that refuses."""
+    flat = flatten(params)
     families = [d for d in dialects.DIALECTS if d.name == dialect]
     if not families:
         fail(f"dialect={dialect!r} cannot be written: use {', '.join(dialects.names())}")
@@ -57,23 +90,15 @@ def write(
     chosen = {name: getattr(model, name) for name in into.chosen} if path.suffix == ".safetensors" else {}
     stated = chosen | ({name: getattr(model, name) for name in NUMERICS} if config else {})
     _check_kept(arrays, model, into, stated, set(NUMERICS) if numerics == "theirs" else set())
-    if config is None:
-        _put(path, arrays, model, into, chosen)
-        return
-    if path.is_file():
+    if config is not None and path.is_file():
         fail(f"{path} is a file, not a folder: name another")
-    paths.make_folder(path)
-    _put(path / hf_folder.WEIGHTS, arrays, model, into, chosen)
-    seen = processors.written(preprocess or into.preprocess(model), model.image_hw)
-    hf_folder.write(path, config, seen)
+    return Contents(arrays, into, chosen, config)
 
 
-def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect, chosen: dict[str, Any]) -> None:
-    heads = model.heads if into.per_head else None
-    options: dict[str, Any] = {"image_hw": model.image_hw, "heads": heads} | (
-        {"fields": chosen} if chosen else {}
-    )
-    FORMATS[path.suffix].write(path, arrays, **options)
+def _put(path: paths.Path, model: Model, contents: Contents) -> None:
+    options: dict[str, Any] = {"fields": contents.chosen} if contents.chosen else {}
+    heads = model.heads if contents.dialect.per_head else None
+    FORMATS[path.suffix].write(path, contents.arrays, image_hw=model.image_hw, heads=heads, **options)
 
 
 def flatten(params: Any) -> Flat:
