@@ -89,6 +89,7 @@ PLANTED = {
 SLOW = {"device count"}  # a program of its own to compile
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "cause", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in PLANTED]
 )

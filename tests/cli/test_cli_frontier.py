@@ -41,6 +41,7 @@ def flexible(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.long
 def test_frontier_says_what_evaluate_says_of_each_size(flexible, tmp_path, run):
     out = tmp_path / "frontier.png"
     told = json.loads(run("frontier", flexible, "--patch_sizes", "2,8", "--out", out, "--json"))

@@ -9,6 +9,7 @@ from vit_jax.models import build, variants
 COUNTS = {"vit_b16": 86_567_656, "hybrid_r26_s32": 36_431_912, "mixer_b16": 59_880_472}  # 1,000 classes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("path", "arg"), RECIPES, ids=lambda x: getattr(x, "stem", x))
 def test_every_config_builds(path, arg):
     cfg = parse(path, arg)

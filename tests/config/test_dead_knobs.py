@@ -284,6 +284,7 @@ def watched(tmp_path_factory):
     return watch
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", IN_THE_RUN)
 def test_another_value_is_another_run(watched, name):
     short = {

@@ -83,6 +83,7 @@ def fields_of(reference):
     return fields
 
 
+@pytest.mark.long
 def test_a_record_is_made_of_finished_runs(records, finished):
     record = records.make("configs/quickstart.py", finished, ["train.py"], "top1", "")
     (one, two) = record["runs"]
@@ -97,6 +98,7 @@ def test_a_record_is_made_of_finished_runs(records, finished):
     assert f"{100 * one['result']:.2f} %" in records.row("x", record)
 
 
+@pytest.mark.long
 def test_runs_that_make_no_record_are_refused(records, finished):
     make = lambda metric="top1": records.make("configs/quickstart.py", finished, ["train.py"], metric, "")
     with pytest.raises(UserError, match="no evaluation of map"):

@@ -30,7 +30,7 @@ TIMINGS = ("train/images_per_s", "time/")
 def tiny(**train):
     exec(CONFIG_FILE, namespace := {})
     tree = namespace["get_config"]()
-    tree.train.update({"log_every": 10, **train})
+    tree.train.update({"log_every": 10, "checkpoint_every": 20, **train})
     return config.parse(tree)
 
 

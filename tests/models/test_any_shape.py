@@ -60,6 +60,7 @@ def test_a_model_at_another_size_is_the_one_loaded_for_it(form):
     assert len({logits(own.model, own.params, hw).tobytes() for hw in SIZES}) == len(SIZES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", [{}, {"scan": True}, {"remat": "full"}], ids=str)
 def test_gradients_at_another_size_reach_the_stored_positions(train):
     own = weights(posemb_method="bicubic")

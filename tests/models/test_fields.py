@@ -91,12 +91,14 @@ def test_no_field_is_dead(name):
     assert program(Model(**base), scale) != program(Model(**(base | change)), scale)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", [HYBRID, MIXER], ids=["hybrid", "mixer"])
 @pytest.mark.parametrize("name", ["dropout", "stochastic_depth", "gelu", "norm_eps", "head_bias", "dtype"])
 def test_no_field_is_dead_in_other_families(base, name):
     assert program(Model(**base)) != program(Model(**(base | {name: PERTURBED[name][1]})))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", [SMALL, HYBRID, MIXER], ids=["vit", "hybrid", "mixer"])
 @pytest.mark.parametrize("form", [{"scan": True}, {"remat": "full"}], ids=str)
 def test_scan_and_remat_are_alive_in_every_family(base, form):

@@ -75,6 +75,7 @@ def test_each_image_has_the_numbers_that_it_has_alone(form):
     assert np.ptp(made, axis=0).max() > 0.01  # images differ
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["learned, patches alone", "attention pooling", "large head", "dinov3"])
 @pytest.mark.parametrize("how", [{}, {"scan": True}, {"remat": "full"}], ids=str)
 def test_padding_changes_no_number_and_no_gradient(form, how):

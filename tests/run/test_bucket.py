@@ -54,6 +54,7 @@ def call(*words, monkeypatch, capsys):
     return code or 0, told.out, told.err
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_is_that_of_a_folder(gs, run, local):
     assert final_digests(run) == final_digests(local)
     assert untimed_metrics(run) == untimed_metrics(local)
@@ -66,6 +67,7 @@ def test_a_run_in_a_bucket_is_that_of_a_folder(gs, run, local):
     assert orbax.steps_in(run / "checkpoints") == orbax.steps_in(local / "checkpoints")
 
 
+@pytest.mark.long
 def test_commands_take_it(gs, run, local, tmp_path, monkeypatch, capsys):
     do = lambda *words: call(*words, monkeypatch=monkeypatch, capsys=capsys)
     code, out, _ = do("info", RUN, "--json")
@@ -83,6 +85,7 @@ def test_commands_take_it(gs, run, local, tmp_path, monkeypatch, capsys):
         )
 
 
+@pytest.mark.long
 def test_init_and_rerun_take_it(gs, run, local, tmp_path):
     begun = tiny(steps=10, eval_every=10)
     cfg = vit_jax.config.apply(begun, [f"--config.init={RUN}"])

@@ -129,6 +129,7 @@ def test_this_process_began_before_now():
     assert process_start() <= time.monotonic()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("optax_dtypes", "one_device")
 def test_a_run_tells_where_its_time_went_and_which_steps_it_repeats(tmp_path, capsys):
     rows = lambda: [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

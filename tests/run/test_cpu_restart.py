@@ -35,6 +35,7 @@ def train(workdir, cache, *arguments, **environment):
     return done.stdout.splitlines()
 
 
+@pytest.mark.long
 def test_a_run_starts_again_once_if_it_had_to_compile(tmp_path):
     first = train(tmp_path / "first", tmp_path / "cache")
     second = train(tmp_path / "second", tmp_path / "cache", JAX_LOG_COMPILES="1")
@@ -47,6 +48,7 @@ def test_a_run_starts_again_once_if_it_had_to_compile(tmp_path):
     assert not after
 
 
+@pytest.mark.long
 def test_a_cache_that_keeps_nothing_does_not_start_a_run_again_and_again(tmp_path):
     (tmp_path / "cache").write_text("a file, where jax wants a folder")
     lines = train(tmp_path / "run", tmp_path / "cache", JAX_RAISE_PERSISTENT_CACHE_ERRORS="0")

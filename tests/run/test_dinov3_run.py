@@ -63,12 +63,14 @@ def wanted(run):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [{"train.scan": True}, {"train.remat": "full"}], ids=str)
 def test_scan_and_remat_train_alike(wanted, tmp_path, form):
     loop.run(config.apply(tiny(), flags(**form)), tmp_path / "run")
     assert_alike(tmp_path / "run", wanted)
 
 
+@pytest.mark.long
 def test_a_mesh_of_two_by_four_trains_alike(wanted, tmp_path, monkeypatch):
     mesh = mesh_of(8, fsdp=4)
     monkeypatch.setattr(meshes, "make", lambda device, fsdp: mesh)
@@ -77,6 +79,7 @@ def test_a_mesh_of_two_by_four_trains_alike(wanted, tmp_path, monkeypatch):
     assert_alike(tmp_path / "run", wanted)
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_with_the_same_bits(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(distributed, "stop_signals", signalled_after(5))

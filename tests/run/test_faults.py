@@ -127,6 +127,7 @@ def test_positions_of_init_are_resized_as_its_family_does_unless_told(tmp_path, 
     assert weights.report.resized[0].what.endswith(f"by {used}")
 
 
+@pytest.mark.long
 def test_a_family_that_resizes_positions_otherwise_than_the_run_is_told_as_a_flag(tmp_path):
     model, params, _ = torch_reference.case("timm_vit")
     write(tmp_path / "w.safetensors", params, model, dialect="timm")
@@ -137,6 +138,7 @@ def test_a_family_that_resizes_positions_otherwise_than_the_run_is_told_as_a_fla
     assert "--config.model.posemb_method=bicubic_antialias" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.long
 def test_how_init_saw_its_images_is_told_as_flags(tmp_path):
     cfg = fine_tuning(GOLDEN / "vit_token.npz")
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, resize="crop", mean=(0.1, 0.2, 0.3)))
@@ -173,6 +175,7 @@ def on_photos(path, **train):
     )
 
 
+@pytest.mark.long
 def test_what_a_run_leaves_out_of_a_folder_is_one_line_of_its_log(tmp_path):
     path = photos(tmp_path / "photos", cat=30, dog=30)
     (path / "cat" / "._1.png").write_bytes(b"\0\5\x16\7")
@@ -184,6 +187,7 @@ def test_what_a_run_leaves_out_of_a_folder_is_one_line_of_its_log(tmp_path):
     assert f"note: {path}: left out hidden files: 1\n" in log
 
 
+@pytest.mark.long
 def test_an_evaluation_tells_the_mean_of_classes_the_majority_and_the_worst(tmp_path, monkeypatch, capsys):
     path = photos(tmp_path / "photos", cat=80, dog=40, emu=10)
     run = vit_jax.train(on_photos(path), tmp_path / "run")
@@ -229,6 +233,7 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused(one_device):
         set_up(cfg, one_device, data, teacher(("1", "0", *names[2:])))
 
 
+@pytest.mark.long
 def test_a_finished_run_with_more_steps_says_both_rates(tmp_path):
     def log_of(**fields):
         cfg = config.apply(tiny(**fields), ["--config.model.depth=1", "--config.optim.warmup_steps=2"])

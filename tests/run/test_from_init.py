@@ -77,6 +77,7 @@ def test_model_and_preprocessing_are_those_of_the_file_and_no_array_is_read(name
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_prelogits", "timm_deit")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["bigvision_map", "hf_dinov2", *SLOW])
 def test_three_words_fine_tune_any_file_on_a_folder(name, ref, photos, tmp_path):
     path = ref(name)
@@ -97,6 +98,7 @@ def test_three_words_fine_tune_any_file_on_a_folder(name, ref, photos, tmp_path)
     assert len(heads) == (4 if name == "timm_deit" else 2)
 
 
+@pytest.mark.long
 def test_every_override_is_one_flag_and_positions_are_resized_as_the_family_does(ref, photos, tmp_path):
     fields = (
         "model.image_size=48",

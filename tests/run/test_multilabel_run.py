@@ -94,6 +94,7 @@ class Stop(vit_jax.Sink):
             raise RuntimeError("stopped by the test")
 
 
+@pytest.mark.long
 def test_the_best_may_be_that_of_the_highest_mean_average_precision(trained, pictures, tmp_path):
     loop.run(configured(pictures, train__best="map", train__steps=20), tmp_path)
     told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -102,6 +103,7 @@ def test_the_best_may_be_that_of_the_highest_mean_average_precision(trained, pic
     assert kept == best["step"]
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_with_the_same_bits(trained, pictures, tmp_path):
     with pytest.raises(RuntimeError, match="stopped by the test"):
         loop.run(configured(pictures), tmp_path, sinks=[Stop(17)])
@@ -109,6 +111,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(trained, pictures, tmp_p
     assert final_digests(tmp_path) == final_digests(trained.workdir)
 
 
+@pytest.mark.long
 def test_the_same_labels_from_arrays_give_the_same_run(trained, pictures, tmp_path):
     splits = Splits(*(sources.arrays(*lines(n, seed), NAMES) for n, seed in ((300, 0), (100, 1))))
     loop.run(configured(pictures), tmp_path, data=splits)

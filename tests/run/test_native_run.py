@@ -132,6 +132,7 @@ def test_the_step_and_the_evaluation_are_one_program_each(folder):
     assert setup.step._cache_size() == setup.evaluate._add._cache_size() == 1
 
 
+@pytest.mark.long
 def test_a_run_that_is_continued_has_the_same_bits(run, folder, tmp_path):
     whole, _, _ = run
     seen = []

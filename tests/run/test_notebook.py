@@ -48,6 +48,7 @@ STATE = state()
 AFTER = "print(os.getpid(), STATE == state())"
 
 
+@pytest.mark.long
 def test_ten_lines_train_evaluate_predict_and_plot_in_one_process(tmp_path):
     assert len([line for line in SCRIPT.splitlines() if line]) <= 10
     script = BEFORE + SCRIPT.replace("WORKDIR", repr(str(tmp_path / "run"))) + AFTER

@@ -85,6 +85,7 @@ def test_a_run_that_does_not_improve_ends_as_any_other_and_says_so(monkeypatch, 
     assert (row["state"], row["step"]) == ("finished", LAST)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "at",
     [
@@ -103,6 +104,7 @@ def test_a_run_that_was_killed_stops_at_the_same_step(tmp_path, undisturbed, at)
         assert untimed_metrics(tmp_path) == untimed_metrics(undisturbed)
 
 
+@pytest.mark.long
 def test_more_patience_goes_on(tmp_path):
     cfg = still("train.patience=1")
     assert loop.run(cfg, tmp_path).step == 4

@@ -92,6 +92,7 @@ def test_example_ids_are_those_that_the_loader_reads(repeats):
         assert batches[step].label.tolist() == batches.ids(step)  # in this source the label is the index
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scan", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_path, monkeypatch, scan):
     begin = loop.first_state.begin
@@ -103,7 +104,7 @@ def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_p
         return setup.forms.pack(written_out), metrics
 
     monkeypatch.setattr(loop.first_state, "begin", injected)
-    cfg = config.apply(tiny(), ["--config.model.depth=6", f"--config.train.scan={scan}"])
+    cfg = config.apply(tiny(), ["--config.model.depth=4", f"--config.train.scan={scan}"])
     with pytest.raises(UserError, match=r"step 0 is not.*first in block_3/mlp/down; examples \[\d+, ") as e:
         loop.run(cfg, tmp_path)
     assert "\n" not in str(e.value)
@@ -112,6 +113,7 @@ def test_a_run_that_diverges_in_block_3_stops_names_it_and_keeps_the_state(tmp_p
     assert len(ids) == cfg.train.batch_size
 
 
+@pytest.mark.long
 def test_out_of_memory_names_the_knobs_that_help(tmp_path):
     def ends_with(error):
         def compiled(workdir):

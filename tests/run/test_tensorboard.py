@@ -37,6 +37,7 @@ def finished(tmp_path_factory, optax_dtypes, one_device):
     return cfg, folder
 
 
+@pytest.mark.long
 def test_the_config_the_rate_and_the_first_batch_are_there(finished):
     cfg, folder = finished
     values = [(e.step, v) for e in events(folder / "tensorboard") for v in e.summary.value]

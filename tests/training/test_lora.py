@@ -127,6 +127,7 @@ def test_what_is_converted_has_the_merged_logits(run, tmp_path, monkeypatch, cap
     np.testing.assert_array_equal(*logits)
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_with_the_same_bits(init, run, tmp_path):
     cfg = of(init, "optim.ema=0.9")
     half = tmp_path / "half"
@@ -138,6 +139,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(init, run, tmp_path):
     assert ends[0] == ends[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "more",
     [
@@ -161,6 +163,7 @@ def test_a_run_is_read_where_a_mesh_of_several_devices_is_set(init, run):
         assert jax.tree.all(jax.tree.map(np.array_equal, params, vit_jax.load(ref).params))
 
 
+@pytest.mark.long
 def test_a_base_that_is_gone_or_another_is_one_line(init, tmp_path):
     base = tmp_path / "base.npz"
     vit_jax.save(base, vit_jax.load(init), dialect="official")

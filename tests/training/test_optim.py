@@ -281,6 +281,7 @@ def test_every_leaf_of_every_module_has_a_place_in_the_tables():
     assert len(jax.tree.leaves(dims, is_leaf=lambda x: hasattr(x, "reduction_axis"))) == len(chosen)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "lamb", "muon"])
 def test_layers_in_one_array_are_updated_as_each_of_them_alone(vit_params, name):
     fields = {"weight_decay": 0.1, "layer_decay": 0.7, "clip_norm": 1.0, "frozen": ("^embed", "bias$")}

@@ -40,6 +40,7 @@ def same(name, got, plain):
     print(f"{name}: {np.abs(np.array([loss for loss, _ in got]) - plain[0]).max():.1e}")
 
 
+@pytest.mark.long
 def test_the_most_divided_layout_changes_no_loss(plain, config_file):
     loss, order, _ = losses(config_file, mesh_of(*DEVICES["2x4 fsdp"]), *CHOSEN)
     assert order == plain[1]
@@ -67,6 +68,7 @@ def test_every_form_on_processes_changes_no_loss(plain, config_file, name):
     same(name, done["losses"], plain)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scan", ["false", "true"])
 def test_fsdp_divides_the_bytes_that_a_device_holds(scan):
     wide = [f"--config.{x}" for x in ("model.width=64", "model.mlp_width=256", f"train.scan={scan}")]

@@ -94,7 +94,7 @@ def test_padding_rows_change_neither_loss_nor_gradient():
     assert b.window.weight == 4
 
 
-@pytest.mark.parametrize("fsdp", [1, 2, 8])
+@pytest.mark.parametrize("fsdp", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 8))])
 def test_eight_devices_equal_one(fsdp):
     dropout = dataclasses.replace(TINY, dropout=0.1, stochastic_depth=0.2)
     # SGD: Adam would blow up the rounding of gradients that are 0 in exact arithmetic (the bias of keys)
@@ -111,6 +111,7 @@ def test_eight_devices_equal_one(fsdp):
         assert kernel.size < meshes.SMALLEST_SPLIT or part == whole // fsdp
 
 
+@pytest.mark.long
 def test_bfloat16_keeps_float32_parameters_and_logits():
     state = run_steps(dataclasses.replace(TINY, dtype="bfloat16"))
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}

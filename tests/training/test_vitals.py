@@ -59,6 +59,7 @@ def measured(model, *, scan=False, remat="none", parts=2, own=SGD, change=lambda
     return health.flat(jax.device_get(found)), recipe, state, batch
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [dataclasses.replace(VIT, pooling="gap"), MIXER], ids=["vit", "mixer"])
 def test_scanned_layers_have_the_vitals_of_those_written_out(model):
     plain, *_ = measured(model)
@@ -87,6 +88,7 @@ def test_norms_and_ratios_are_those_of_the_gradient_of_the_part_and_of_the_next_
     assert {part for quantity, part in found if quantity == "grad_norm"} == state.params.keys()
 
 
+@pytest.mark.long
 def test_what_is_not_to_be_trained_is_not_measured():
     found, *_ = measured(VIT, own=Optim(frozen=("^embed", "^block_0/mlp")))
     parts = {part for quantity, part in found if quantity == "update_ratio"}

@@ -91,6 +91,7 @@ def models(draw: Any) -> Model:
     return Model(**sizes, image_size=(h * stride, w * stride))
 
 
+@pytest.mark.long
 @given(model=models(), seed=st.integers(0, 99), dialect=st.sampled_from(["official", "big_vision"]))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_random_model_survives_the_round_trip_or_is_refused(model, seed, dialect, tmp_path):
