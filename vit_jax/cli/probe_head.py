@@ -20,10 +20,9 @@ def check(args: argparse.Namespace, loaded: Any, columns: Any, classes: int) -> 
         raise UserError("--head writes one head, and the model has one for each of its two tokens: train it")
     if (seen := features.seen_by_head(cfg)) not in columns:
         raise UserError(f"--head needs a probe of {seen.name}, which the model's head sees: --pooling model")
-    width = cfg.pre_logits or cfg.width
-    head = {"kernel": np.zeros((width, classes), np.float32), "bias": np.zeros(classes, np.float32)}
+    kernel, bias = (np.zeros(shape, np.float32) for shape in ((cfg.features, classes), (classes,)))
     model = dataclasses.replace(cfg, classes=classes)
-    save.contents_of(paths.of(args.head), loaded.params | {"head": head}, model, dialect=args.dialect)
+    save.contents_of(paths.of(args.head), loaded.params | _head(kernel, bias), model, dialect=args.dialect)
 
 
 def write(
@@ -41,10 +40,9 @@ def write(
     chosen = linear["columns"][columns.index(seen)]
     options: Any = {"rate": chosen["lr"], "decay": chosen["weight_decay"], "classes": len(names)}
     fit = probes.fitted(split.columns[seen], split.label, epochs=args.epochs, seed=args.seed, **options)
-    head = {"kernel": fit.kernel.astype(np.float32), "bias": fit.bias.astype(np.float32)}
     save.write(
         args.head,
-        loaded.params | {"head": head},
+        loaded.params | _head(fit.kernel, fit.bias),
         dataclasses.replace(cfg, classes=len(names)),
         dialect=args.dialect,
         preprocess=config.preprocess_of(data),
@@ -59,3 +57,7 @@ def text(facts: dict[str, Any]) -> str:
         f"wrote {facts['path']}: a head of {facts['features']} with lr {facts['lr']:g}, decay "
         f"{facts['weight_decay']:g} ({facts['held_out']:.2%} held out), trained on all of the train split"
     )
+
+
+def _head(kernel_dc: np.ndarray, bias_c: np.ndarray) -> dict[str, Any]:
+    return {"head": {"kernel": kernel_dc.astype(np.float32), "bias": bias_c.astype(np.float32)}}
