@@ -1,7 +1,7 @@
 """R26+B/32: a ResNet-26 before a ViT-B, 101 M parameters.
 
     python train.py --config configs/hybrid_r26_b32.py --workdir runs/hybrid_r26_b32
-    python train.py --config configs/hybrid_r26_b32.py:finetune --workdir runs/hybrid_r26_b32_finetune
+    python train.py --config configs/hybrid_r26_b32.py:finetune --config.init=REF --workdir runs/r26_b32_tuned
 
 No accuracy was published with the checkpoints. Unmeasured here.
 """

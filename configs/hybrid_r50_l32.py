@@ -1,7 +1,7 @@
 """R50+L/32: a ResNet-50 before a ViT-L, 329 M parameters.
 
     python train.py --config configs/hybrid_r50_l32.py --workdir runs/hybrid_r50_l32
-    python train.py --config configs/hybrid_r50_l32.py:finetune --workdir runs/hybrid_r50_l32_finetune
+    python train.py --config configs/hybrid_r50_l32.py:finetune --config.init=REF --workdir runs/r50_l32_tuned
 
 Published accuracy (AugReg, ImageNet-21k then ImageNet-1k at 384 px): 85.99 %. Unmeasured here.
 """

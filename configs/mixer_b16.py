@@ -1,7 +1,7 @@
 """Mixer-B/16: MLPs over patches and over features, 60 M parameters.
 
     python train.py --config configs/mixer_b16.py --workdir runs/mixer_b16
-    python train.py --config configs/mixer_b16.py:finetune --workdir runs/mixer_b16_finetune
+    python train.py --config configs/mixer_b16.py:finetune --config.init=REF --workdir runs/mixer_b16_finetune
 
 Published accuracy (ImageNet-21k then ImageNet-1k, as timm measured it): 76.62 %. Unmeasured here.
 """

@@ -1,7 +1,7 @@
 """Mixer-B/32: MLPs over patches and over features, 60 M parameters.
 
     python train.py --config configs/mixer_b32.py --workdir runs/mixer_b32
-    python train.py --config configs/mixer_b32.py:finetune --workdir runs/mixer_b32_finetune
+    python train.py --config configs/mixer_b32.py:finetune --config.init=REF --workdir runs/mixer_b32_finetune
 
 No accuracy was published with the checkpoints. Unmeasured here.
 """

@@ -1,7 +1,7 @@
 """Mixer-L/16: MLPs over patches and over features, 208 M parameters.
 
     python train.py --config configs/mixer_l16.py --workdir runs/mixer_l16
-    python train.py --config configs/mixer_l16.py:finetune --workdir runs/mixer_l16_finetune
+    python train.py --config configs/mixer_l16.py:finetune --config.init=REF --workdir runs/mixer_l16_finetune
 
 Published accuracy (ImageNet-21k then ImageNet-1k, as timm measured it): 72.08 %. Unmeasured here.
 """

@@ -1,7 +1,7 @@
 """ViT-B/16: 87 M parameters, 17.6 GMACs at 224 px.
 
     python train.py --config configs/vit_b16.py --workdir runs/b16
-    python train.py --config configs/vit_b16.py:finetune --workdir runs/b16_finetune
+    python train.py --config configs/vit_b16.py:finetune --config.init=REF --workdir runs/b16_finetune
     python train.py --config configs/vit_b16.py:deit3 --workdir runs/b16_192
     python train.py --config configs/vit_b16.py:deit3_224 --config.init=runs/b16_192 --workdir runs/b16_224
 

@@ -1,7 +1,7 @@
 """ViT-B/32: 88 M parameters, 4.4 GMACs at 224 px.
 
     python train.py --config configs/vit_b32.py --workdir runs/b32
-    python train.py --config configs/vit_b32.py:finetune --workdir runs/b32_finetune
+    python train.py --config configs/vit_b32.py:finetune --config.init=REF --workdir runs/b32_finetune
 
 Published accuracy (AugReg, ImageNet-21k then ImageNet-1k at 384 px): 83.59 %. Unmeasured here.
 """

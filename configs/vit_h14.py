@@ -1,7 +1,7 @@
 """ViT-H/14: 632 M parameters; 256 patches at 224 px.
 
     python train.py --config configs/vit_h14.py --workdir runs/h14
-    python train.py --config configs/vit_h14.py:finetune --workdir runs/h14_finetune
+    python train.py --config configs/vit_h14.py:finetune --config.init=REF --workdir runs/h14_finetune
 
 Published accuracy (JFT-300M, then ImageNet-1k): 88.55 %. Unmeasured here.
 """

@@ -1,7 +1,7 @@
 """ViT-L/16: 304 M parameters, 61.6 GMACs at 224 px.
 
     python train.py --config configs/vit_l16.py --workdir runs/l16
-    python train.py --config configs/vit_l16.py:finetune --workdir runs/l16_finetune
+    python train.py --config configs/vit_l16.py:finetune --config.init=REF --workdir runs/l16_finetune
 
 Published accuracy (AugReg, ImageNet-21k then ImageNet-1k at 384 px): 85.59 %. Unmeasured here.
 """

@@ -1,7 +1,7 @@
 """ViT-L/32: 307 M parameters; 49 patches at 224 px.
 
     python train.py --config configs/vit_l32.py --workdir runs/l32
-    python train.py --config configs/vit_l32.py:finetune --workdir runs/l32_finetune
+    python train.py --config configs/vit_l32.py:finetune --config.init=REF --workdir runs/l32_finetune
 
 Published accuracy (ImageNet-21k, then CIFAR-10 at 384 px): 99.06 %. Unmeasured here.
 """

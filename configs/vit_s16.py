@@ -1,7 +1,7 @@
 """ViT-S/16: 22 M parameters, 4.6 GMACs at 224 px.
 
     python train.py --config configs/vit_s16.py --workdir runs/s16
-    python train.py --config configs/vit_s16.py:finetune --workdir runs/s16_finetune
+    python train.py --config configs/vit_s16.py:finetune --config.init=REF --workdir runs/s16_finetune
     python train.py --config configs/vit_s16.py:plain --workdir runs/s16_plain
 
 Published accuracy (AugReg, ImageNet-21k then ImageNet-1k at 384 px): 83.73 %. Of ImageNet-1k from

@@ -1,7 +1,7 @@
 """ViT-S/32: 23 M parameters, 1.2 GMACs at 224 px.
 
     python train.py --config configs/vit_s32.py --workdir runs/s32
-    python train.py --config configs/vit_s32.py:finetune --workdir runs/s32_finetune
+    python train.py --config configs/vit_s32.py:finetune --config.init=REF --workdir runs/s32_finetune
 
 Published accuracy (AugReg, ImageNet-21k then ImageNet-1k at 384 px): 79.58 %. Unmeasured here.
 """

@@ -1,7 +1,7 @@
 """ViT-Ti/16: 5.7 M parameters, 1.3 GMACs at 224 px.
 
     python train.py --config configs/vit_ti16.py --workdir runs/ti16
-    python train.py --config configs/vit_ti16.py:finetune --workdir runs/ti16_finetune
+    python train.py --config configs/vit_ti16.py:finetune --config.init=REF --workdir runs/ti16_finetune
 
 Published accuracy (AugReg, ImageNet-21k then ImageNet-1k at 384 px): 78.22 %. Unmeasured here.
 """

@@ -26,7 +26,7 @@ from vit_jax.weights.load import read
 from vit_jax.weights.report import Report
 from vit_jax.weights.save import write
 
-TOP = 5  # classes an image
+TOP = 5  # classes per image
 SIZES = (1, 8, 64)  # of batches: few compiled programs, little padding, and a bound of memory
 
 
@@ -59,7 +59,7 @@ class Loaded:
     def classify(self, images: Iterable[Image.Image], top: int | None = None) -> list[list[Prediction]]:
         """The `top` (5) classes of each image, the likeliest first. Preprocesses as in evaluation.
 
-        Of a model of several classes an image, without `top`: those above their thresholds, maybe none.
+        Of a model of several classes per image, without `top`: those above their thresholds, maybe none.
         Raises UserError for what is no image, and for a `top` below 1.
         """
         if top is not None and top < 1:

@@ -97,6 +97,7 @@ def place(tmp_path, monkeypatch, workdir, features):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name in (
         "runs/quickstart",
+        "runs/again",
         "runs/pets",
         "runs/mine",
         "runs/fashion",

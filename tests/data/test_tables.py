@@ -158,7 +158,7 @@ def test_numbers_are_classes_in_their_order(pictures: Path) -> None:
     assert opened("table", pictures, train=True).class_names == ("0", "1", "2")
 
 
-# --- several labels an image ---
+# --- several labels per image ---
 
 
 def test_several_labels_are_the_same_in_every_form(pictures: Path, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_splits_that_do_not_fit_each_other_are_refused(pictures: Path) -> None:
     )
     (pictures / "test.csv").write_text("path,label,label\ncow/23.png,cow,ape\n")
     refused(
-        "table", pictures, r"test.csv gives several labels an image, \S*train.csv one: want the", train=False
+        "table", pictures, r"test.csv gives several labels per image, \S*train.csv one: want the", train=False
     )
     assert opened("table", pictures, train=True).size == COUNT - 3
 

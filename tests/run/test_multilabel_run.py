@@ -182,13 +182,17 @@ def test_other_commands_know_several_labels_or_refuse_them(trained, pictures, mo
     counts = lines(300, 0)[1].sum(axis=0, dtype=int)
     assert (code, json.loads(out)["class_counts"]) == (0, dict(zip(NAMES, counts.tolist(), strict=True)))
     for command, words, message in (
-        (probe, (run,), "the data gives several labels an image: probes are for one"),
-        (evaluate, (run, "--compare", run), "--compare is for one label an image"),
-        (evaluate, (run, "--confusion", tmp_path / "c.png"), "--confusion is for one label an image"),
-        (evaluate, (run, "--worst", tmp_path / "c.png"), "--worst is for one label an image"),
-        (evaluate, (run, "--csv", tmp_path / "c.csv"), "--csv is for one label an image"),
-        (evaluate, (run, "--data.name=digits"), "was trained on several labels an image, the data gives one"),
-        (predict, (run, pictures / "val0.png", "--coverage", 0.9), "--coverage is for one class an image"),
+        (probe, (run,), "the data gives several labels per image: probes are for one"),
+        (evaluate, (run, "--compare", run), "--compare is for one label per image"),
+        (evaluate, (run, "--confusion", tmp_path / "c.png"), "--confusion is for one label per image"),
+        (evaluate, (run, "--worst", tmp_path / "c.png"), "--worst is for one label per image"),
+        (evaluate, (run, "--csv", tmp_path / "c.csv"), "--csv is for one label per image"),
+        (
+            evaluate,
+            (run, "--data.name=digits"),
+            "was trained on several labels per image, the data gives one",
+        ),
+        (predict, (run, pictures / "val0.png", "--coverage", 0.9), "--coverage is for one class per image"),
     ):
         code, _, err = call(monkeypatch, capsys, command, *words)
         assert (code, message in err[-1]) == (2, True), err[-1]
@@ -203,9 +207,9 @@ def test_what_does_not_go_with_several_labels_is_one_line(pictures, one_device):
         (
             some,
             {"loss__name": "softmax"},
-            "the data gives several labels an image, loss.name=softmax learns one: ",
+            "the data gives several labels per image, loss.name=softmax learns one: ",
         ),
-        (some, {"loss__teacher": "x"}, "several labels an image, loss.teacher=x teaches one: leave it out"),
+        (some, {"loss__teacher": "x"}, "several labels per image, loss.teacher=x teaches one: leave it out"),
         (some, {"data__balance": True}, "data.balance=True counts images by their one class: leave it out"),
         (some, {"loss__class_weights": "balanced"}, "loss.class_weights=balanced counts images by their one"),
         (
@@ -215,7 +219,7 @@ def test_what_does_not_go_with_several_labels_is_one_line(pictures, one_device):
         ),
         (Splits(one, one), {"train__best": "map", "loss__name": "softmax"}, "train.best=map is not measured"),
         (some, {"model__classes": 7}, "model.classes=7 is not the 4 of the data: leave it 0"),
-        (Splits(some.train, one), {}, "one split gives several labels an image and the other one"),
+        (Splits(some.train, one), {}, "one split gives several labels per image and the other one"),
         (
             Splits(same, same),
             {},

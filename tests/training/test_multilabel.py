@@ -1,4 +1,4 @@
-"""Several labels an image: metrics against scikit-learn, calibration, and what the step learns."""
+"""Several labels per image: metrics against scikit-learn, calibration, and what the step learns."""
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def test_the_temperature_of_sigmoids_is_found():
     best = f1(np.array(fitted.thresholds))
     # The top of F1 is flat: 20,000 examples tell F1 to 0.005, and the threshold less well.
     assert ((f1(best / 2) <= best) & (f1(best / 2) > best - 0.005)).all()
-    with pytest.raises(UserError, match="--coverage is for models of one class an image"):
+    with pytest.raises(UserError, match="--coverage is for models of one class per image"):
         fitted.sets(calibration.sigmoid(z), 0.9)
 
 

@@ -30,7 +30,7 @@ MOST = 100.0  # a temperature beyond this is no calibration, but a broken model
 class Calibration:
     """Fitted on `examples`; `scores[k - 1]` is the conformal quantile of 1 - p(label) for coverage k/1000.
 
-    Of several labels an image there are no scores, but `thresholds`: a class is predicted from p on.
+    Of several labels per image there are no scores, but `thresholds`: a class is predicted from p on.
     """
 
     temperature: float
@@ -46,7 +46,7 @@ class Calibration:
         if not 0 < coverage < 1:
             raise UserError(f"--coverage={coverage} is not between 0 and 1: use 0.9, for example")
         if self.thresholds:
-            raise UserError("--coverage is for models of one class an image: leave it out")
+            raise UserError("--coverage is for models of one class per image: leave it out")
         score = self.scores[min(math.ceil(coverage * LEVELS - 1e-9), LEVELS) - 1]
         return 1 - probability_nc <= score
 

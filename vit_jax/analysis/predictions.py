@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """Of several labels an image, one entry an example, in the order of the split."""
+    """Of several labels per image, one entry an example, in the order of the split."""
 
     label: np.ndarray  # uint8 [n, c]
     logits: np.ndarray  # float32 [n, c]

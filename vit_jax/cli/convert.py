@@ -8,8 +8,8 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.convert augreg/B_16-384 b16_folder --dialect huggingface
   python -m vit_jax.cli.convert dinov2_folder dinov2.safetensors --dialect timm
 
-A file's GELU and epsilon are those of its family. Where the new family has others, nothing is written, unless
-it is a folder whose config.json states them, or --numerics theirs accepts what its readers will compute.
+A file's GELU and epsilon follow from its family. If readers of the new file would use other values, nothing
+is written, unless it is a folder whose config.json states them, or --numerics theirs accepts the change.
 """
 
 

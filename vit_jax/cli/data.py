@@ -100,7 +100,7 @@ def describe(source: Source, cfg: Config) -> dict[str, Any]:
 
 
 def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
-    """A row an example, spread over the split: as evaluated, then SHEET_VIEWS times as trained on."""
+    """A row per example, spread over the split: as evaluated, then SHEET_VIEWS times as trained on."""
     (h, w), size = cfg.model.image_hw, seen_size(cfg.model, cfg.data)
     zoom = max(1, -(-CELL_PX // max(h, w)))
     cell_h, cell_w = h * zoom + LABEL_PX, w * zoom + 2
@@ -169,7 +169,7 @@ def _text(report: dict[str, Any], split: str) -> str:
         f"most common {_size(sizes['most_common_hw'])} ({sizes['most_common_share']:.0%}); "
         f"the model sees {_size(report['image_hw'])}"
         + (f", or as many patches at most: {n} of any aspect" if (n := report["native_tokens"]) else ""),
-        f"examples a class{of}: {min(counts.values(), default=0):,} to {max(counts.values(), default=0):,}",
+        f"examples per class{of}: {min(counts.values(), default=0):,} to {max(counts.values(), default=0):,}",
     ]
     lines += [f"  {name}: {count:,}" for name, count in list(counts.items())[:SHOWN_CLASSES]]
     if len(counts) > SHOWN_CLASSES:

@@ -28,12 +28,12 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.evaluate runs/b16 --data.name=imagenet_v2 --data.eval_split=test --json
   python -m vit_jax.cli.evaluate runs/b16 --compare runs/s16 --table --confusion confusion.png
   python -m vit_jax.cli.evaluate runs/b16 --worst worst.png --csv examples.csv
-  python -m vit_jax.cli.evaluate runs/b16 --data.eval_split=validation[:20%] --calibrate
+  python -m vit_jax.cli.evaluate runs/b16 '--data.eval_split=validation[:20%]' --calibrate
 
-data fields that are not given are those that the run was trained with. --calibrate fits a temperature and
-conformal quantiles, which predict uses: evaluate on other examples than those it was fitted on. Of several
-labels an image, it chooses each class's threshold instead of quantiles, and mean average precision and F1 are
-told.
+data fields that are not given are those of the run. --calibrate fits a temperature and conformal quantiles,
+which predict then uses: afterwards evaluate on other examples than those of the fit. For several labels per
+image it chooses a threshold for each class instead of quantiles, and mean average precision and F1 are
+reported.
 
 --csv has path, label, predicted, confidence and loss of each example; where examples have no files, path is
 the number of the example in the split. --worst draws the most confident errors.
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--confusion", type=output_path(*FIGURES), help="draw the confusion matrix to this file"
     )
-    parser.add_argument("--save", type=output_path(".npz"), help="write a row an example to this .npz file")
+    parser.add_argument("--save", type=output_path(".npz"), help="write a row per example to this .npz file")
     parser.add_argument("--csv", type=output_path(".csv"), help="the same with names, to this .csv file")
     parser.add_argument(
         "--worst", type=output_path(*FIGURES), help="draw the most confident errors to this file"

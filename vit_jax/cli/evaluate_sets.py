@@ -1,4 +1,4 @@
-"""What evaluate says of models and data of several labels an image."""
+"""What evaluate says of models and data of several labels per image."""
 
 import argparse
 from typing import Any
@@ -9,11 +9,11 @@ from vit_jax.errors import UserError
 
 
 def check(ref: str, spec: Any, source: Any) -> None:
-    """Raise UserError where one of model and data is of several labels an image, and the other of one."""
+    """Raise UserError where one of model and data is of several labels per image, and the other of one."""
     if source.multi_label and spec.loss != "sigmoid":
-        raise UserError(f"the data gives several labels an image, {ref} names one: give data of one label")
+        raise UserError(f"the data gives several labels per image, {ref} names one: give data of one label")
     if spec.multi_label and not source.multi_label:
-        raise UserError(f"{ref} was trained on several labels an image, the data gives one: give such data")
+        raise UserError(f"{ref} was trained on several labels per image, the data gives one: give such data")
 
 
 def report(
@@ -29,7 +29,9 @@ def report(
 
     for option in ("compare", "confusion", "worst", "csv"):
         if getattr(args, option):
-            raise UserError(f"--{option} is for one label an image, and the data gives several: leave it out")
+            raise UserError(
+                f"--{option} is for one label per image, and the data gives several: leave it out"
+            )
     found = predictions.collect_sets((label_bc, logits_bc[:, to]) for label_bc, logits_bc in batches)
     z_nc, own_nc = found.logits.astype(np.float64), found.label > 0
     temperature, threshold_c = loaded.temperature, np.asarray(loaded.thresholds)[to]

@@ -18,7 +18,8 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.export runs/b16 b16.onnx
 
 The file takes uint8 images [batch, height, width, channels], resized and cropped as `info` says, and gives
-float32 logits; what makes confidences of them, softmax or sigmoid, is told by --json. jax runs StableHLO:
+float32 logits; the field `loss` of --json says whether softmax or sigmoid turns them into confidences. jax
+runs StableHLO:
   exported = jax.export.deserialize(open("b16.stablehlo", "rb").read())
   logits = exported.call(images)
 """

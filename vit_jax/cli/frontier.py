@@ -77,7 +77,7 @@ def _measure(args: argparse.Namespace, rest: list[str]) -> list[Point]:
         opened = evaluate.opened(args.ref, rest, batch_size=args.batch_size, **size)
         if opened.source.multi_label:
             raise UserError(
-                "the data gives several labels an image, and a frontier is of top-1: use evaluate"
+                "the data gives several labels per image, and a frontier is of top-1: use evaluate"
             )
         if opened.loaded.spec.preprocess.max_tokens:
             raise UserError(

@@ -29,11 +29,11 @@ EXAMPLES = """examples:
   find . -name '*.jpg' | python -m vit_jax.cli.predict runs/b16 - --json
   python -m vit_jax.cli.predict runs/b16 cat.jpg --coverage 0.9
 
-Where `evaluate --calibrate` left a calibration, confidences are calibrated, and --coverage gives the set of
-classes that holds the true one with at least that chance. Of a model of several labels an image, the set is
-that of the classes above their thresholds, which --calibrate chooses (0.5 without). Images are seen as the
-model's evaluation sees them; --data.field=value says otherwise, and --data.on_error=skip goes on without
-what cannot be read.
+Where `evaluate --calibrate` left a calibration, confidences are calibrated, and --coverage P prints a set of
+classes that contains the true one with probability P or more. For a model with several labels per image the
+set, printed without --coverage, is the classes above their thresholds, which --calibrate chooses (0.5
+without). Images are seen as the model's evaluation sees them; --data.field=value says otherwise, and
+--data.on_error=skip goes on without what cannot be read.
 """
 MOST_PANELS = 64
 BATCH = 64  # images at once
@@ -45,7 +45,7 @@ def main() -> None:
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("ref", help=REF)
     parser.add_argument("images", nargs="+", help=IMAGES)
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
     parser.add_argument("--coverage", type=float, help="print the set that holds the truth this often")
     parser.add_argument(
         "--out",
@@ -68,7 +68,7 @@ def main() -> None:
     loaded.need_head()
     fitted, several = loaded.calibration, loaded.spec.multi_label
     if several and args.coverage is not None:
-        raise UserError(f"--coverage is for one class an image, {args.ref} gives several: leave it out")
+        raise UserError(f"--coverage is for one class per image, {args.ref} gives several: leave it out")
     if args.coverage is not None and fitted is None:
         raise UserError(f"{args.ref} has no calibration for --coverage: run evaluate --calibrate on it first")
     best: list[tuple[str, str]] = []

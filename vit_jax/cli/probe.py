@@ -32,24 +32,25 @@ from vit_jax.paths import Path
 EXAMPLES = """examples:
   python -m vit_jax.cli.probe runs/quickstart
   python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --json
-  python -m vit_jax.cli.probe augreg/B_16 --data.name=cifar10 --data.train_split=train[:20%] --layers 2
+  python -m vit_jax.cli.probe augreg/B_16 --data.name=cifar10 '--data.train_split=train[:20%]' --layers 2
   python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --suspects 20
   python -m vit_jax.cli.probe runs/b16 --pooling token --lr 0.01,0.1 --weight_decay 0,1e-4 --out probe.md
-  python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --head photos_folder \
+  python -m vit_jax.cli.probe dinov2_folder --data.name=folder --data.dir=photos --head photos_folder \\
     --dialect huggingface
 
 data fields that are not given are those that the run was trained with. Features are computed once for the
 same weights, preprocessing and files, without augmentation, and kept in --cache.
 
-k-NN (cosine; plain votes, and weighted as DINO's) looks among the whole train split. A tenth of that split is
-held out from the other probes: it chooses the l2 of the few-shot ridge regressions (mean of 3 draws), and the
-one linear head of all that is then measured on the eval split. The eval split chooses nothing. Linear heads
-of every block, pooling, learning rate and weight decay are trained at once. Where the model itself was
-trained on that train split, its features know the held-out examples, and accuracy on them flatters.
+k-NN (cosine; plain votes, and votes weighted as in DINO) searches the whole train split. The other probes
+keep a tenth of it aside, to choose the l2 of the few-shot ridge regressions (mean of 3 draws) and one linear
+head; only that head is measured on the eval split, which decides nothing. Linear heads of every block,
+pooling, learning rate and weight decay are trained at once. Where the model itself was trained on that train
+split, its features know the held-out examples, and accuracy on them flatters.
 
 --suspects ranks training examples by the loss of the chosen linear head, trained on four fifths of the train
 split and asked about the rest, five times; those whose label is the likeliest class are left out. A model
-that was trained on these labels may have learned the wrong ones, too: ask one that was not.
+that was trained on these labels may have learned the wrong ones, too: use weights that were not trained on
+them.
 
 --head writes the model with a linear head of the features that its head sees: a classifier of the data, for
 which each image was seen once. A folder (huggingface) keeps names of classes and preprocessing, too.
@@ -75,7 +76,7 @@ def main() -> None:
         "--pooling", help="of token, gap and model (its own), with commas (default: all that differ)"
     )
     parser.add_argument("--neighbours", default="10,20,50", help="k of k-NN (default: 10,20,50)")
-    parser.add_argument("--shots", default="1,5,10,25", help="examples a class (default: 1,5,10,25)")
+    parser.add_argument("--shots", default="1,5,10,25", help="examples per class (default: 1,5,10,25)")
     rates = "0.001,0.003,0.01,0.03,0.1,0.3,1,3"
     parser.add_argument("--lr", default=rates, help=f"learning rates of linear heads (default: {rates})")
     decays = "0,1e-5,1e-4,1e-3,1e-2"
@@ -157,7 +158,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
     if args.head:
         probe_head.check(args, loaded, columns, len(train.class_names))
     if train.multi_label or test.multi_label:
-        raise UserError("the data gives several labels an image: probes are for one, so give such data")
+        raise UserError("the data gives several labels per image: probes are for one, so give such data")
     if train.class_names != test.class_names:
         raise UserError("the train and the eval split have other classes: give splits of one data set")
     fewest = max(FEWEST, *args.neighbours)

@@ -17,7 +17,7 @@ COMPILATION_CACHE = Path.home() / ".cache" / "vit_jax"  # JAX_COMPILATION_CACHE_
 EXAMPLES = """examples:
   python train.py --config configs/quickstart.py --workdir runs/quickstart
   python train.py --config configs/vit_b16.py --workdir runs/b16 --config.optim.lr=3e-4
-  python train.py --config configs/vit_b16.py:finetune --workdir runs/c10 --config.data.name=cifar10
+  python train.py --config configs/cifar10.py:finetune --workdir runs/c10
   python train.py --config configs/from_init.py:augreg/B_16 --config.data.dir=pets --workdir runs/pets
   python train.py --config configs/vit_l16.py --plan
   python train.py --config configs/vit_l16.py --plan --target v5e-64 --best

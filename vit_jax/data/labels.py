@@ -84,10 +84,10 @@ def described(schema: Any, column: str) -> tuple[str, ...]:
 
 
 def want_alike(before: LabelColumn, column: LabelColumn) -> None:
-    """Raise UserError for a split that gives one label an image where the training split gives several."""
+    """Raise UserError for a split that gives one label per image where the training split gives several."""
     if before.several != column.several:
         many, one = (before, column) if before.several else (column, before)
-        fail(f"{many.place} gives several labels an image, {one.place} one: want the same columns in both")
+        fail(f"{many.place} gives several labels per image, {one.place} one: want the same columns in both")
 
 
 def classes(column: LabelColumn) -> tuple[str, ...]:

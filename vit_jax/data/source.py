@@ -129,7 +129,7 @@ def want_one_class(source: Source, field: str, value: bool | str) -> None:
     """Raise UserError for a field that counts images by their class where each may be of several."""
     if source.multi_label:
         raise UserError(
-            f"the data gives several labels an image, {field}={value} counts images by their one class: "
+            f"the data gives several labels per image, {field}={value} counts images by their one class: "
             "leave it out"
         )
 

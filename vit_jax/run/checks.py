@@ -56,12 +56,12 @@ def _want_classes(source: Source) -> None:
 
 
 def _want_sets(cfg: Config, data: Splits) -> None:
-    """Raise UserError for what does not go with several labels an image."""
+    """Raise UserError for what does not go with several labels per image."""
     if data.train.multi_label != data.eval.multi_label:
-        raise UserError("one split gives several labels an image and the other one: want the same of both")
+        raise UserError("one split gives several labels per image and the other one: want the same of both")
     if not data.train.multi_label:
         return
-    several, classes = "the data gives several labels an image", len(data.train.class_names)
+    several, classes = "the data gives several labels per image", len(data.train.class_names)
     if cfg.loss.name != "sigmoid":
         raise UserError(f"{several}, loss.name={cfg.loss.name} learns one: set loss.name=sigmoid")
     for field, value in (("data.balance", cfg.data.balance), ("loss.class_weights", cfg.loss.class_weights)):

@@ -98,7 +98,7 @@ class Spec:
 
     model: Model = section(Model)
     preprocess: Preprocess = section(Preprocess)
-    class_names: tuple[str, ...] = field((), "one name a class; empty: unknown")
+    class_names: tuple[str, ...] = field((), "one name per class; empty: unknown")
     loss: LossName = field("softmax", "what turns logits into confidences")
     multi_label: bool = field(False, "whether an image may be of several classes, or of none")
 

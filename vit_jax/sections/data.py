@@ -14,10 +14,10 @@ class Preprocess:
     resize: Literal["squash", "crop", "squash_crop", "native"] = field(
         "squash",
         "to the exact size; short side then centre crop; a square of the same, then centre crop; or the "
-        "aspect is kept, whole patches a side",
+        "aspect is kept, whole patches per side",
     )
     max_tokens: int = field(
-        0, "resize=native: most patches an image; 0: as many as model.image_size has", least=0
+        0, "resize=native: most patches per image; 0: as many as model.image_size has", least=0
     )
     crop_fraction: float = share(0.875, "image size over the size before a centre crop")
     filter: Literal["pil_bilinear", "pil_bicubic", "tf_bilinear"] = field(

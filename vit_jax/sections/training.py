@@ -62,7 +62,7 @@ class Optim:
 class Loss:
     """What training minimises, and how it mixes the images of a batch on the devices."""
 
-    name: LossName = field("softmax", "cross-entropy, or one binary one a class, summed")
+    name: LossName = field("softmax", "cross-entropy, or one binary one per class, summed")
     class_weights: str | tuple[float, ...] = field(
         (), "balanced: examples / (classes * examples of a class); or a number a class; empty: all 1"
     )

@@ -22,7 +22,7 @@ class Weights(NamedTuple):
     report: Report
     loss: LossName = "softmax"  # what turns logits into confidences
     config: Config | None = None  # that they were trained with, of a run of ours
-    multi_label: bool = False  # whether they were trained on several classes an image
+    multi_label: bool = False  # whether they were trained on several classes per image
 
 
 @dataclasses.dataclass(frozen=True)
