@@ -6,8 +6,8 @@ nor flax.
 """
 
 import dataclasses
-import functools
 import importlib.util
+import operator
 import sys
 import types
 from pathlib import Path
@@ -124,7 +124,7 @@ def to_dict(cfg: Config | Spec) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> list[str]:
     """One `field: old -> new` a changed field."""
-    pairs = [(name, _get(old, name), _get(new, name)) for name in fields.leaves(Config)]
+    pairs = [(name, *map(operator.attrgetter(name), (old, new))) for name in fields.leaves(Config)]
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
 
 
@@ -146,10 +146,6 @@ def _set(tree: Any, name: str, value: Any) -> None:
         if part not in tree:
             tree[part] = ConfigDict(type_safe=False)
         _set(tree[part], rest, value)
-
-
-def _get(cfg: Config, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), cfg)
 
 
 class _Callable(types.ModuleType):

@@ -9,8 +9,8 @@ import pytest
 from image_files import encode, photo
 from PIL import Image
 
-from vit_jax.data import decode, sources
-from vit_jax.data.decode import BrokenExample, Encoded
+from vit_jax.data import decode
+from vit_jax.data.decode import BrokenExample, Encoded, open_pillow
 
 RED, GREY_LEVEL = (200, 30, 40), 90
 
@@ -82,7 +82,7 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif[0x0112] = orientation
     data = encode(photo(), kind, exif=exif)
     picture = Encoded(data, "photo")
-    upright = sources.decode(data, "photo")
+    upright = open_pillow(data, "photo")
     assert picture.size_hw == (upright.height, upright.width)
     assert picture.size_hw == ((80, 96) if orientation < 5 else (96, 80))
     np.testing.assert_array_equal(picture.pixels(3), np.asarray(upright))

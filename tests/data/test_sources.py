@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import prepared
+import pyarrow.parquet as pq
 import pytest
 from image_files import encode, photo
 from PIL import Image
@@ -261,6 +262,15 @@ def test_hugging_face_parquet_is_read(tmp_path: Path) -> None:
         source.get(1)
     with pytest.raises(UserError, match=r"has no validation-\*.parquet"):
         sources.open_split(cfg, train=False)
+
+
+def test_a_split_without_examples_is_refused(tmp_path: Path) -> None:
+    prepared.parquet(tmp_path)
+    (written,) = tmp_path.glob("train-*.parquet")
+    empty = pq.read_table(written).slice(0, 0)
+    pq.write_table(empty, tmp_path / "validation-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=r"data.eval_split of data.name=parquet has no examples"):
+        sources.open_split(Data(name="parquet", dir=str(tmp_path)), train=False)
 
 
 # --- TFDS ---

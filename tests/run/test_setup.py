@@ -9,11 +9,13 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from tiny_run import tiny
 
 from vit_jax import config
 from vit_jax.data import sources
+from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.run import first_state, plan, program
@@ -80,6 +82,17 @@ def test_a_model_has_as_many_classes_as_the_data_or_more():
     assert set_up(more, mesh, splits(more)).spec.model.classes == 11
     with pytest.raises(UserError, match=r"model.classes=9 is fewer than the 10 of the data: leave it 0"):
         set_up(fewer, mesh, splits(fewer))
+
+
+def test_data_without_examples_is_refused():
+    cfg = tiny()
+    empty = sources.arrays(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64), list("0123456789"))
+    for data, split in (
+        (Splits(empty, splits(cfg).eval), "train"),
+        (Splits(splits(cfg).train, empty), "eval"),
+    ):
+        with pytest.raises(UserError, match=f"the {split} split has no examples: give some"):
+            set_up(cfg, meshes.make("cpu", 1), data)
 
 
 def test_a_teacher_of_other_classes_is_an_error():

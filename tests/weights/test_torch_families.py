@@ -14,9 +14,8 @@ from torch_reference import CASES, STORED, case
 from weight_files import arrays, assert_same, outputs
 
 from vit_jax.errors import UserError
-from vit_jax.models.build import build, init
+from vit_jax.models.build import build, count, init
 from vit_jax.sections import Model, Preprocess
-from vit_jax.weights import adapt
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.formats import safetensors
 from vit_jax.weights.load import read
@@ -263,7 +262,7 @@ def test_half_precision_is_read(tmp_path):
     archive = safetensors.Archive(tmp_path / "w.safetensors")
     np.savez(tmp_path / "half.npz", **{n: archive.read(n).astype(np.float16) for n in archive.entries})
     assert "float16 to float32" in str(read(tmp_path / "half.npz").report)
-    assert adapt.count(read(tmp_path / "half.npz").params) == adapt.count(params)
+    assert count(read(tmp_path / "half.npz").params) == count(params)
 
 
 # All that each image processor of transformers writes, at its own defaults.

@@ -87,7 +87,7 @@ def knn(
     "weighted": a neighbour of similarity s votes with exp(s / 0.07) (arXiv:1805.01978 section 3.4, as in
     DINO, arXiv:2104.14294); "plain": each with 1.
     """
-    known_nd, asked_md = jnp.asarray(_unit(train_nd)), _unit(test_md)
+    known_nd, asked_md = jnp.asarray(unit(train_nd)), unit(test_md)
     chunks = []
     for start in range(0, len(asked_md), TESTED):
         chunk_bd = asked_md[start : start + TESTED]
@@ -112,7 +112,8 @@ def _vote(
     }
 
 
-def _unit(x_nd: np.ndarray) -> np.ndarray:
+def unit(x_nd: np.ndarray) -> np.ndarray:
+    """Rows of length 1; zeros stay zeros."""
     return x_nd / np.maximum(np.linalg.norm(x_nd, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 

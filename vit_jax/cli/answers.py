@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import paths
-from vit_jax.analysis import attention
+from vit_jax.analysis import attention, probes
 from vit_jax.cli.attention import overlays
 from vit_jax.cli.common import PANEL_PX
 from vit_jax.cli.embed import Embedded
 from vit_jax.data import sources, transforms
+from vit_jax.data.decode import open_pillow
 from vit_jax.errors import UserError
 from vit_jax.loaded import Loaded
 from vit_jax.sections import Spec
@@ -42,7 +43,9 @@ class Near:
 
     def of(self, loaded: Loaded, image: Image.Image) -> list[dict[str, Any]]:
         """The nearest by cosine similarity: `number` is the row in the file of features."""
-        similarity_n = self.unit_nd @ _unit(_features(loaded, image, self.layer, self.pool))[0]
+        similarity_n = (
+            self.unit_nd @ probes.unit(loaded.features([image], layer=self.layer, pool=self.pool))[0]
+        )
         best = np.argsort(-similarity_n, kind="stable")[:NEAREST]
         return [{"path": self.names[i], "number": int(i), "similarity": float(similarity_n[i])} for i in best]
 
@@ -64,13 +67,13 @@ def near(loaded: Loaded, found: Embedded, file: str) -> Near:
         first = sources.read_image(paths.of(found.paths[0]))
     except UserError as e:
         raise UserError(f"{file} names images that are not here ({e}): start where embed was started") from e
-    of_first = _features(loaded, first, layer, pool)[0]
+    of_first = loaded.features([first], layer=layer, pool=pool)[0]
     same = of_first.shape == features_nd[0].shape and (
         np.linalg.norm(of_first - features_nd[0]) <= SAME_MODEL * np.linalg.norm(of_first)
     )
     if not same:
         raise UserError(f"{file} was made by another model, {found.about['ref']}: run embed with this one")
-    return Near(found.paths, _unit(features_nd), layer, pool)
+    return Near(found.paths, probes.unit(features_nd), layer, pool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Answers:
 
         Raises UserError for what is no image.
         """
-        image, loaded = sources.decode(data, "the file"), self.loaded
+        image, loaded = open_pillow(data, "the file"), self.loaded
         with self._one:
             rows = self.classes(image)
             answer = {"loss": loaded.spec.loss, "classes": rows, "attention": self.attention(image)}
@@ -124,14 +127,6 @@ def _look(spec: Spec, params: Any, image_bhwc: Any) -> tuple[jax.Array, jax.Arra
     cfg = spec.model
     maps = attention.capture(cfg, params, normalise(image_bhwc, spec.preprocess), every=False)
     return attention.looked_at(maps, cfg), attention.readout(maps.rollout[0], cfg)
-
-
-def _features(loaded: Loaded, image: Image.Image, layer: int, pool: Any) -> np.ndarray:
-    return loaded.features([image], layer=layer, pool=pool)
-
-
-def _unit(x_nd: np.ndarray) -> np.ndarray:
-    return x_nd / np.maximum(np.linalg.norm(x_nd, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def png(image: Image.Image) -> bytes:

@@ -10,9 +10,8 @@ from PIL import Image
 
 from vit_jax import paths
 from vit_jax.cli.common import PANEL_PX, save_figure, save_sheet, shown
-from vit_jax.data.decode import Encoded
+from vit_jax.data.decode import Encoded, open_pillow
 from vit_jax.data.source import Source
-from vit_jax.data.sources import decode
 from vit_jax.paths import Path
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def _picture(source: Source, index: int) -> Image.Image:
     """The whole picture, not the part that the model sees."""
     found, _ = source.get(index)
     if isinstance(found, Encoded):
-        image = decode(found.data, found.name)
+        image = open_pillow(found.data, found.name)
         image.thumbnail((2 * PANEL_PX, 2 * PANEL_PX))
         return image
     return Image.fromarray(shown(found))

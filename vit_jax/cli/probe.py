@@ -1,20 +1,18 @@
 """What frozen features are worth: k-NN, few-shot and linear probes of a model on a data set, in one table."""
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vit_jax import config, paths
-from vit_jax.cli import probe_head, suspects
+from vit_jax.cli import probe_head, probe_table, suspects
 from vit_jax.cli.common import (
     REF,
     data_for,
@@ -27,7 +25,7 @@ from vit_jax.cli.common import (
 )
 from vit_jax.data.source import Source
 from vit_jax.errors import UserError
-from vit_jax.paths import Path
+from vit_jax.fields import at_least
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.probe runs/quickstart
@@ -61,8 +59,22 @@ L2 = tuple(
     2.0**i for i in range(-10, 21, 3)
 )  # features have deviation 1: sums of squares grow with the examples
 LAYERS = 4  # as DINO's linear evaluation, arXiv:2104.14294
-HEADER = ("probe", "features", "chosen", "held out", "eval split")
-Row = tuple[str, str, str, str, str]
+
+
+class Probed(NamedTuple):
+    """A model, the columns to train heads on, and the features of both splits of its data."""
+
+    loaded: Any
+    data: Any  # the section
+    columns: Any
+    train: Any
+    test: Any
+    source: Source  # of the train split
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes."""
+        return list(self.source.class_names)
 
 
 def main() -> None:
@@ -102,25 +114,22 @@ def main() -> None:
     args, rest = parser.parse_known_args()
     _check(args)
 
-    loaded, data, columns, train, test, source = _features(args, rest)
-    names = list(source.class_names)
-    facts = {"ref": args.ref, **_probe(args, loaded.spec.model, columns, train, test, names)}
+    probed = _features(args, rest)
+    facts = {"ref": args.ref, **_probe(args, probed)}
     if args.suspects:
-        facts["suspects"] = suspects.find(args, columns, train, source, names, facts["linear"])
+        facts["suspects"] = suspects.find(args, probed, facts["linear"])
     if args.head:
-        facts["head"] = probe_head.write(args, loaded, data, columns, train, names, facts["linear"])
+        facts["head"] = probe_head.write(args, probed, facts["linear"])
     if args.out:
-        _write(args.out, rows(facts))
-    print(json.dumps(facts) if args.json else text(facts))
+        probe_table.write(args.out, facts)
+    print(json.dumps(facts) if args.json else probe_table.text(facts))
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("batch_size", "epochs"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
-    for name in ("seed", "suspects"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name}={getattr(args, name)} must be at least 0")
+    for name, least in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("suspects", 0)):
+        at_least(f"--{name}", getattr(args, name), least)
+    if args.cache and paths.in_bucket(paths.of(args.cache)):
+        raise UserError(f"--cache={args.cache} is in a bucket: give a folder of this machine")
     for name, kind, low in (
         ("neighbours", int, 1),
         ("shots", int, 1),
@@ -141,8 +150,7 @@ def _numbers(name: str, text: str, kind: Callable[[str], Any], low: float) -> tu
     return tuple(found)
 
 
-def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any, Any, Any, Source]:
-    """(model, data section, columns to train heads on, train and eval split, source of the train split)."""
+def _features(args: argparse.Namespace, rest: list[str]) -> Probed:
     import vit_jax  # after parsing: --help stays quick
     from vit_jax.analysis import features
     from vit_jax.data import sources
@@ -180,17 +188,16 @@ def _features(args: argparse.Namespace, rest: list[str]) -> tuple[Any, Any, Any,
         how = f"read from {path}" if found else f"made in {spent:.1f} s, kept in {path}"
         print(f"{name} split: features of {len(split.label):,} examples, {how}", file=sys.stderr)
         made.append(split)
-    return loaded, data, columns, *made, train
+    return Probed(loaded, data, columns, train=made[0], test=made[1], source=train)
 
 
-def _probe(
-    args: argparse.Namespace, cfg: Any, columns: Any, train: Any, test: Any, names: list[str]
-) -> dict[str, Any]:
+def _probe(args: argparse.Namespace, probed: Probed) -> dict[str, Any]:
     """What every probe found, as `--json` prints it."""
     from vit_jax.analysis import features, probes
 
-    head = features.seen_by_head(cfg)
-    classes = max(len(names), int(train.label.max()) + 1, int(test.label.max()) + 1)
+    columns, train, test = probed.columns, probed.train, probed.test
+    head = features.seen_by_head(probed.loaded.spec.model)
+    classes = max(len(probed.names), int(train.label.max()) + 1, int(test.label.max()) + 1)
     order = np.random.default_rng(args.seed).permutation(len(train.label))
     held, kept = np.split(order, [round(HELD_OUT * len(order))])
     part = lambda split, at: probes.Part(split.columns[head][at], split.label[at])
@@ -256,55 +263,6 @@ def _linear(
         "top1": float(found.correct.mean()),
         "top1_interval": [low, high],
     }
-
-
-def rows(facts: dict[str, Any]) -> list[Row]:
-    """The table: (probe, features, what was chosen, top-1 on the held-out part, on the eval split)."""
-    seen, linear = facts["features"], facts["linear"]
-    table: list[Row] = [(f"{k['k']}-NN, {k['vote']}", seen, "", "", f"{k['top1']:.2%}") for k in facts["knn"]]
-    for few in facts["few_shot"]:
-        name = f"few-shot, {few['shots']} a class"
-        top1 = f"{few['top1']:.2%} ± {few['top1_std']:.2%}"
-        table.append((name, seen, f"l2 {few['l2']:g}", f"{few['held_out']:.2%}", top1))
-    for i, c in enumerate(linear["columns"]):
-        chosen = f"lr {c['lr']:g}, decay {c['weight_decay']:g}"
-        top1 = f"{linear['top1']:.2%}" if i == linear["chosen"] else ""
-        table.append(("linear", c["features"], chosen, f"{c['held_out']:.2%}", top1))
-    return table
-
-
-def text(facts: dict[str, Any]) -> str:
-    """The table with aligned columns, and which examples its figures come from."""
-    table = [HEADER, *rows(facts)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 3 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-    n, linear = facts["examples"], facts["linear"]
-    low, high = linear["top1_interval"]
-    lines += [
-        f"top-1; of the train split {n['train']:,} examples train heads, and {n['held_out']:,} choose them",
-        f"the eval split has {n['eval']:,}; on it the best of {linear['heads']:,} linear heads is within "
-        f"{low:.2%} .. {high:.2%} (95%, bootstrap)",
-    ]
-    lines += [suspects.text(facts["suspects"])] if "suspects" in facts else []
-    lines += [probe_head.text(facts["head"])] if "head" in facts else []
-    return "\n".join(lines)
-
-
-def _write(path: Path, table: list[Row]) -> None:
-    """The table as Markdown or CSV. Raises UserError."""
-    text = io.StringIO()
-    if path.suffix.lower() == ".csv":
-        csv.writer(text).writerows([HEADER, *table])
-    else:
-        lines = [HEADER, ("---",) * len(HEADER), *table]
-        text.writelines(f"| {' | '.join(line)} |\n" for line in lines)
-    paths.write(path, text.getvalue())
 
 
 if __name__ == "__main__":

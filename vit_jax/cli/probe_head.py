@@ -2,12 +2,15 @@
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_jax import config, paths
 from vit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vit_jax.cli.probe import Probed
 
 
 def check(args: argparse.Namespace, loaded: Any, columns: Any, classes: int) -> None:
@@ -25,9 +28,7 @@ def check(args: argparse.Namespace, loaded: Any, columns: Any, classes: int) -> 
     save.contents_of(paths.of(args.head), loaded.params | _head(kernel, bias), model, dialect=args.dialect)
 
 
-def write(
-    args: argparse.Namespace, loaded: Any, data: Any, columns: Any, split: Any, names: list[str], linear: Any
-) -> dict[str, Any]:
+def write(args: argparse.Namespace, probed: "Probed", linear: dict[str, Any]) -> dict[str, Any]:
     """Write the file, and what `--json` prints of it.
 
     The head has the rate and decay that the held-out part chose for its features, and sees all of the split.
@@ -35,17 +36,17 @@ def write(
     from vit_jax.analysis import features, probes
     from vit_jax.weights import save
 
-    cfg = loaded.spec.model
+    cfg, split, names = probed.loaded.spec.model, probed.train, probed.names
     seen = features.seen_by_head(cfg)
-    chosen = linear["columns"][columns.index(seen)]
+    chosen = linear["columns"][probed.columns.index(seen)]
     options: Any = {"rate": chosen["lr"], "decay": chosen["weight_decay"], "classes": len(names)}
     fit = probes.fitted(split.columns[seen], split.label, epochs=args.epochs, seed=args.seed, **options)
     save.write(
         args.head,
-        loaded.params | _head(fit.kernel, fit.bias),
+        probed.loaded.params | _head(fit.kernel, fit.bias),
         dataclasses.replace(cfg, classes=len(names)),
         dialect=args.dialect,
-        preprocess=config.preprocess_of(data),
+        preprocess=config.preprocess_of(probed.data),
         class_names=tuple(names),
     )
     return {"path": str(args.head), **chosen}

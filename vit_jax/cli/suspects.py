@@ -1,33 +1,28 @@
 """What `probe --suspects` tells: the examples of the train split whose labels look wrong."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.data.source import Source
+if TYPE_CHECKING:
+    from vit_jax.cli.probe import Probed
 
 
-def find(
-    args: argparse.Namespace,
-    columns: Any,
-    split: Any,
-    source: Source,
-    names: list[str],
-    linear: dict[str, Any],
-) -> list[dict[str, Any]]:
+def find(args: argparse.Namespace, probed: "Probed", linear: dict[str, Any]) -> list[dict[str, Any]]:
     """The `--suspects` examples of the highest held-out loss, by the head that the linear probe chose."""
     from vit_jax.analysis import suspects
 
+    split, names = probed.train, probed.names
     chosen = linear["columns"][linear["chosen"]]
-    x_nd = split.columns[columns[linear["chosen"]]]
+    x_nd = split.columns[probed.columns[linear["chosen"]]]
     classes = max(len(names), int(split.label.max()) + 1)
     options = {"classes": classes, "epochs": args.epochs, "seed": args.seed}
     found = suspects.held_out(x_nd, split.label, rate=chosen["lr"], decay=chosen["weight_decay"], **options)
     name = lambda label: names[label] if label < len(names) else str(label)
     return [
         {
-            "path": source.path(int(split.place[i])) or str(split.place[i]),
+            "path": probed.source.path(int(split.place[i])) or str(split.place[i]),
             "label": name(split.label[i]),
             "predicted": name(found.predicted[i]),
             "confidence": float(found.confidence[i]),

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from vit_jax.data.decode import pixels_of
+
 Operation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 PillowOperation = Callable[[Image.Image], Image.Image]
 
@@ -43,17 +45,17 @@ def randaug(image_hwc: np.ndarray, rng: np.random.Generator, *, layers: int, mag
     for _ in range(layers):
         operation = RANDAUG_OPERATIONS[int(rng.integers(len(RANDAUG_OPERATIONS)))]
         image = operation(image, magnitude / MAX_MAGNITUDE, rng)
-    return _to_array(image)
+    return pixels_of(image)
 
 
 def three_augment(image_hwc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One of grey, solarize and Gaussian blur. arXiv:2204.07118 section 3."""
     image, choice = _to_pillow(image_hwc), int(rng.integers(3))
     if choice == 0:
-        return _to_array(image.convert("L").convert(image.mode))
+        return pixels_of(image.convert("L").convert(image.mode))
     if choice == 1:
-        return _to_array(ImageOps.solarize(image, SOLARIZE_THRESHOLD))
-    return _to_array(image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_RADIUS_RANGE))))
+        return pixels_of(ImageOps.solarize(image, SOLARIZE_THRESHOLD))
+    return pixels_of(image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_RADIUS_RANGE))))
 
 
 def jitter(image_hwc: np.ndarray, rng: np.random.Generator, *, strength: float) -> np.ndarray:
@@ -62,7 +64,7 @@ def jitter(image_hwc: np.ndarray, rng: np.random.Generator, *, strength: float) 
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for i in rng.permutation(len(enhancers)):
         image = enhancers[i](image).enhance(rng.uniform(max(0.0, 1 - strength), 1 + strength))
-    return _to_array(image)
+    return pixels_of(image)
 
 
 def erase(
@@ -164,8 +166,3 @@ def _grey(image: Image.Image) -> int | tuple[int, ...]:
 
 def _to_pillow(image_hwc: np.ndarray) -> Image.Image:
     return Image.fromarray(image_hwc[..., 0] if image_hwc.shape[-1] == 1 else image_hwc)
-
-
-def _to_array(image: Image.Image) -> np.ndarray:
-    out = np.asarray(image)
-    return out[..., None] if out.ndim == 2 else out

@@ -124,7 +124,7 @@ def from_pillow(image: Image.Image, channels: int, name: str = "image") -> np.nd
     if channels != 4 and (image.has_transparency_data or image.mode in ("La", "RGBa")):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
-    return _array(image.convert(PILLOW_MODES[channels]))
+    return pixels_of(image.convert(PILLOW_MODES[channels]))
 
 
 def convert(image_hwc: np.ndarray, channels: int) -> np.ndarray:
@@ -135,7 +135,7 @@ def convert(image_hwc: np.ndarray, channels: int) -> np.ndarray:
     if have == 1 and channels == 3:
         return np.repeat(image_hwc, 3, axis=-1)
     if have == 3 and channels in (1, 4):
-        return _array(Image.fromarray(image_hwc).convert(PILLOW_MODES[channels]))
+        return pixels_of(Image.fromarray(image_hwc).convert(PILLOW_MODES[channels]))
     if have == 1 and channels == 4:
         return convert(convert(image_hwc, 3), 4)
     raise UserError(f"data.channels={channels}, but the images have {have}: set data.channels={have}")
@@ -212,7 +212,8 @@ def _refuse_bombs(height: int, width: int, name: str) -> None:
         raise BrokenExample(f"{name} is {height}x{width} pixels, more than {MAX_PIXELS:,}: make it smaller")
 
 
-def _array(image: Image.Image) -> np.ndarray:
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """uint8 [h, w, c] of a Pillow image, grey ones too."""
     out = np.asarray(image)
     return out[..., None] if out.ndim == 2 else out
 

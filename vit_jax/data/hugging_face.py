@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax import paths
 from vit_jax.data import labels, splits
 from vit_jax.data.decode import BrokenExample, Encoded
-from vit_jax.data.source import InMemory, Label, Source, encoded, label_at, note_of_bare
+from vit_jax.data.source import InMemory, Label, Labelled, encoded, label_at
 from vit_jax.data.tables import LABEL_COLUMNS, read_parquet
 from vit_jax.extras import need
 from vit_jax.fields import fail
@@ -69,7 +69,7 @@ def _labels(tables: list[Any], column: str, place: str) -> labels.LabelColumn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrow(Source):
+class Arrow(Labelled):
     """Rows of the arrow files of one split, which are mapped into memory and not read whole."""
 
     name: str
@@ -77,16 +77,6 @@ class Arrow(Source):
     shards: tuple[File, ...]
     rows_n: np.ndarray
     labels_n: np.ndarray
-
-    @property
-    def size(self) -> int:
-        """The number of examples."""
-        return len(self.rows_n)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether the label column is one of lists."""
-        return self.labels_n.ndim == 2
 
     def get(self, index: int) -> tuple[Encoded, Label]:
         """Example `index`. Raises BrokenExample if it has no image."""
@@ -102,14 +92,6 @@ class Arrow(Source):
     def files(self) -> list[File]:
         """The arrow files."""
         return list(self.shards)
-
-    def labels(self) -> np.ndarray:
-        """int32 [size], or uint8 [size, classes]."""
-        return self.labels_n
-
-    def note(self) -> str:
-        """How many examples are of no class."""
-        return note_of_bare(self.name, self.labels_n)
 
 
 def arrow(cfg: Data, train: bool) -> Arrow:

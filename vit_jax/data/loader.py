@@ -60,8 +60,47 @@ class Made(NamedTuple):
     broken: tuple[str, ...]
 
 
+class _Batches:
+    """`batches[step]`: rows of a source, each as the subclass makes it."""
+
+    source: Source
+    cfg: Any  # Data, or Preprocess
+    image_size: Size
+    batch_size: int
+    rows: Sequence[int]
+
+    def __getitem__(self, step: int) -> Batch:
+        """Raises BrokenExample if one of its examples cannot be read."""
+        made = self.make(step)
+        if made.broken:
+            raise BrokenExample(made.broken[0])
+        return made.batch
+
+    def make(self, step: int) -> Made:
+        """The batch, whatever can be read of it."""
+        count, several = len(self.rows), self.source.multi_label
+        image = rows_of(self.image_size, count, self.cfg.channels)
+        shape, dtype = ((count, len(self.source.class_names)), np.uint8) if several else (count, np.int32)
+        label, weight = np.zeros(shape, dtype), np.zeros(count, np.float32)
+        broken = []
+        for i, row in enumerate(self.rows):
+            try:
+                image_hwc, label[i] = self._row(step * self.batch_size + int(row))
+            except BrokenExample as e:
+                broken.append(str(e))
+                continue
+            if image_hwc is not None:
+                put(image, i, image_hwc)
+                weight[i] = 1.0
+        return Made(Batch(image, label, weight), tuple(broken))
+
+    def _row(self, position: int) -> tuple[np.ndarray | None, Label]:
+        """Image and label at a position of the global stream; without an image it is padding."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class TrainBatches:
+class TrainBatches(_Batches):
     """Endless shuffled batches without seams between epochs; `batches[step]` is one of them."""
 
     source: Source
@@ -80,14 +119,6 @@ class TrainBatches:
 
     def __len__(self) -> int:
         return self.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        """Raises BrokenExample if one of its examples cannot be read."""
-        return _sound(self.make(step))
-
-    def make(self, step: int) -> Made:
-        """The batch, whatever can be read of it."""
-        return _make(self, step)
 
     def example(self, position: int) -> tuple[int, int, int]:
         """(epoch, index, copy) at a position of the global stream; no two positions have the same.
@@ -113,7 +144,7 @@ class TrainBatches:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalBatches:
+class EvalBatches(_Batches):
     """Each example once, in order; the last batch is filled up with zeros of weight 0."""
 
     source: Source
@@ -124,14 +155,6 @@ class EvalBatches:
 
     def __len__(self) -> int:
         return math.ceil(self.source.size / self.batch_size)
-
-    def __getitem__(self, step: int) -> Batch:
-        """Raises BrokenExample if one of its examples cannot be read."""
-        return _sound(self.make(step))
-
-    def make(self, step: int) -> Made:
-        """The batch, whatever can be read of it."""
-        return _make(self, step)
 
     def _row(self, position: int) -> tuple[np.ndarray | None, Label]:
         if position >= self.source.size:
@@ -242,26 +265,6 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _make(batches: TrainBatches | EvalBatches, step: int) -> Made:
-    count, channels = len(batches.rows), batches.cfg.channels
-    image = rows_of(batches.image_size, count, channels)
-    source = batches.source
-    several = source.multi_label
-    label = np.zeros((count, len(source.class_names)), np.uint8) if several else np.zeros(count, np.int32)
-    weight = np.zeros(count, np.float32)
-    broken = []
-    for i, row in enumerate(batches.rows):
-        try:
-            image_hwc, label[i] = batches._row(step * batches.batch_size + int(row))
-        except BrokenExample as e:
-            broken.append(str(e))
-            continue
-        if image_hwc is not None:
-            put(image, i, image_hwc)
-            weight[i] = 1.0
-    return Made(Batch(image, label, weight), tuple(broken))
-
-
 def rows_of(size: Size, count: int, channels: int) -> np.ndarray | Patches:
     """Room for `count` images, of zeros."""
     if not isinstance(size, Native):
@@ -289,9 +292,3 @@ def copy_pixels(out_hwc: np.ndarray, image_hwc: np.ndarray) -> None:
     else:
         for channel in range(out_hwc.shape[-1]):
             out_hwc[..., channel] = image_hwc[..., channel]
-
-
-def _sound(made: Made) -> Batch:
-    if made.broken:
-        raise BrokenExample(made.broken[0])
-    return made.batch

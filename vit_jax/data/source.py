@@ -69,14 +69,34 @@ class Splits(NamedTuple):
     eval: Source
 
 
-def note_of_bare(name: str, labels_n: np.ndarray) -> str:
-    """The note of the source `name`: how many of its images, which may be of several classes, have none."""
-    bare = int((~labels_n.any(axis=1)).sum()) if labels_n.ndim == 2 else 0
-    return f"note: {name}: {bare:,} images have no label: they are of no class" if bare else ""
+class Labelled(Source):
+    """A source that knows the labels of all its examples."""
+
+    name: str  # for messages
+    labels_n: np.ndarray  # int32 [n], or uint8 [n, classes] where an example may be of several
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.labels_n)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an example may be of several classes, or of none."""
+        return self.labels_n.ndim == 2
+
+    def labels(self) -> np.ndarray:
+        """int32 [size], or uint8 [size, classes]."""
+        return self.labels_n
+
+    def note(self) -> str:
+        """How many examples are of no class."""
+        bare = int((~self.labels_n.any(axis=1)).sum()) if self.multi_label else 0
+        return f"note: {self.name}: {bare:,} images have no label: they are of no class" if bare else ""
 
 
 @dataclasses.dataclass(frozen=True)
-class InMemory(Source):
+class InMemory(Labelled):
     """Pictures and labels held in memory: encoded bytes [n], or uint8 [n, h, w, c].
 
     `paths` are the files that they come from, if they do.
@@ -87,16 +107,6 @@ class InMemory(Source):
     images: list[bytes | None] | np.ndarray
     labels_n: np.ndarray
     paths: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """The number of examples."""
-        return len(self.labels_n)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether `labels_n` is uint8 [n, classes]."""
-        return self.labels_n.ndim == 2
 
     def get(self, index: int) -> tuple[Picture, Label]:
         """Example `index`. Raises BrokenExample if it has no image."""
@@ -115,14 +125,6 @@ class InMemory(Source):
             digest.update(held)
             count += len(held)
         return [File(f"sha256:{digest.hexdigest()}", count, 0)]
-
-    def labels(self) -> np.ndarray:
-        """int32 [size], or uint8 [size, classes]."""
-        return self.labels_n
-
-    def note(self) -> str:
-        """How many examples are of no class."""
-        return note_of_bare(self.name, self.labels_n)
 
 
 def want_one_class(source: Source, field: str, value: bool | str) -> None:

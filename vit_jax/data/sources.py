@@ -12,7 +12,7 @@ from PIL import Image
 from vit_jax import paths
 from vit_jax.data import hugging_face, records, splits, tables
 from vit_jax.data.decode import BrokenExample, Encoded, open_pillow, suffixes
-from vit_jax.data.source import InMemory, Picture, Source, Splits, encoded, some
+from vit_jax.data.source import InMemory, Labelled, Picture, Source, Splits, encoded, some
 from vit_jax.errors import UserError
 from vit_jax.paths import File
 from vit_jax.sections import Data
@@ -29,7 +29,11 @@ def open_split(cfg: Data, *, train: bool) -> Source:
     """The training or evaluation split of `cfg`. Raises UserError if it is not there."""
     place = cfg.dir if cfg.name in SOURCES else records.tfds_dir(cfg)
     with paths.reached(paths.of(place)):
-        return SOURCES.get(cfg.name, records.tfds)(cfg, train)
+        source = SOURCES.get(cfg.name, records.tfds)(cfg, train)
+    if not source.size:
+        field = "train_split" if train else "eval_split"
+        raise UserError(f"data.{field} of data.name={cfg.name} has no examples: give another")
+    return source
 
 
 def absent(examples: int, classes: int) -> Splits:
@@ -103,7 +107,7 @@ class Absent(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder(Source):
+class Folder(Labelled):
     """Image files, as paths below `root`, and their labels."""
 
     root: str
@@ -111,11 +115,6 @@ class Folder(Source):
     images: list[str]
     labels_n: np.ndarray
     left_out: str = ""  # what else is there, in words
-
-    @property
-    def size(self) -> int:
-        """The number of examples."""
-        return len(self.images)
 
     def get(self, index: int) -> tuple[Encoded, int]:
         """Example `index`. Raises BrokenExample if its file cannot be read."""
@@ -128,10 +127,6 @@ class Folder(Source):
     def files(self) -> list[File]:
         """Every file below the folder."""
         return paths.files_below(_followed(self.root))
-
-    def labels(self) -> np.ndarray:
-        """int32 [size]."""
-        return self.labels_n
 
     def note(self) -> str:
         """What in the folder is no example."""
@@ -216,14 +211,9 @@ def images_below(place: paths.Path) -> tuple[list[str], str]:
 def read_image(path: paths.Path) -> Image.Image:
     """The image of a file. Raises UserError naming what cannot be read."""
     try:
-        return decode(paths.read(str(path)), str(path))
+        return open_pillow(paths.read(str(path)), str(path))
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from e
-
-
-def decode(data: bytes, name: str) -> Image.Image:
-    """Encoded bytes to an upright Pillow image. Raises UserError naming what cannot be read."""
-    return open_pillow(data, name)
 
 
 def _followed(root: str) -> paths.Path:

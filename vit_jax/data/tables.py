@@ -11,7 +11,7 @@ import numpy as np
 from vit_jax import paths
 from vit_jax.data import labels, splits
 from vit_jax.data.decode import Encoded, suffixes
-from vit_jax.data.source import Label, Source, encoded, label_at, note_of_bare
+from vit_jax.data.source import Label, Labelled, encoded, label_at
 from vit_jax.extras import need
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
@@ -25,23 +25,13 @@ WANTED = "want the columns path (or file_name) and label"
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed(Source):
+class Listed(Labelled):
     """The image files of a table, and their labels."""
 
     class_names: tuple[str, ...]
     images: list[str]
     labels_n: np.ndarray
-    table: str
-
-    @property
-    def size(self) -> int:
-        """The number of examples."""
-        return len(self.images)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether the table gives several labels to an image."""
-        return self.labels_n.ndim == 2
+    name: str  # of the table
 
     def get(self, index: int) -> tuple[Encoded, Label]:
         """Example `index`. Raises BrokenExample if its file cannot be read."""
@@ -53,20 +43,12 @@ class Listed(Source):
 
     def files(self) -> list[File]:
         """The table, and the images that are there."""
-        names, folder = [self.table, *self.images], paths.of(self.table).parent
+        names, folder = [self.name, *self.images], paths.of(self.name).parent
         if not paths.in_bucket(folder):
             return paths.stats(names)
         below = {file.path: file for file in paths.files_below(folder)}  # one request, and not one an image
         known, others = [below[name] for name in names if name in below], (n for n in names if n not in below)
         return sorted([*known, *paths.stats(others)])
-
-    def labels(self) -> np.ndarray:
-        """int32 [size], or uint8 [size, classes]."""
-        return self.labels_n
-
-    def note(self) -> str:
-        """How many examples are of no class."""
-        return note_of_bare(self.table, self.labels_n)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,15 +42,8 @@ def turn(
     With `to`, positions are stretched to a grid of that side, as EVA-02 does at other resolutions.
     """
     form = FORMS[name]
-    cos_mk, sin_mk = table(form, grid_hw, features, prefix=prefix, to=to)
-
-    def turned(x_bnhk: jax.Array) -> jax.Array:
-        n, k = x_bnhk.shape[1], x_bnhk.shape[3]
-        cos_1n1k, sin_1n1k = (jnp.asarray(a[:n]).reshape(1, n, 1, k) for a in (cos_mk, sin_mk))
-        y_bnhk = x_bnhk.astype(jnp.float32)
-        return (y_bnhk * cos_1n1k + _partner(y_bnhk, form.halves) * sin_1n1k).astype(x_bnhk.dtype)
-
-    return turned
+    of_mk = table(form, grid_hw, features, prefix=prefix, to=to)
+    return _turned(form, *(jnp.asarray(a_mk)[None, :, None] for a_mk in of_mk))
 
 
 def turn_each(
@@ -65,13 +58,17 @@ def turn_each(
     axes = (x_bn, y_bn) if form.columns_first else (y_bn, x_bn)
     angles_bnk = jnp.concatenate([axis[..., None] * speed_11q for axis in axes], axis=-1)
     angles_bnk = jnp.tile(angles_bnk, 2) if form.halves else jnp.repeat(angles_bnk, 2, axis=-1)
-    angles_bmk = jnp.pad(angles_bnk, ((0, 0), (prefix, 0), (0, 0)))
+    angles_bm1k = jnp.pad(angles_bnk, ((0, 0), (prefix, 0), (0, 0)))[:, :, None]
+    return _turned(form, jnp.cos(angles_bm1k), jnp.sin(angles_bm1k))
+
+
+def _turned(form: Form, cos_bm1k: jax.Array, sin_bm1k: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """The function that turns the first n of m tokens by these angles, of one grid or of each image's."""
 
     def turned(x_bnhk: jax.Array) -> jax.Array:
-        angles_bn1k = angles_bmk[:, : x_bnhk.shape[1], None]
-        y_bnhk = x_bnhk.astype(jnp.float32)
-        turned_bnhk = y_bnhk * jnp.cos(angles_bn1k) + _partner(y_bnhk, form.halves) * jnp.sin(angles_bn1k)
-        return turned_bnhk.astype(x_bnhk.dtype)
+        n, y_bnhk = x_bnhk.shape[1], x_bnhk.astype(jnp.float32)
+        partner_bnhk = _partner(y_bnhk, form.halves)
+        return (y_bnhk * cos_bm1k[:, :n] + partner_bnhk * sin_bm1k[:, :n]).astype(x_bnhk.dtype)
 
     return turned
 

@@ -10,6 +10,9 @@ from vit_jax.weights.adapt import Weights
 
 def check_data(cfg: Config, data: Splits) -> None:
     """Raise UserError for data that teaches nothing, or that `cfg` has no loss or no classes for."""
+    for split, source in data._asdict().items():
+        if not source.size:
+            raise UserError(f"the {split} split has no examples: give some")
     _want_classes(data.train)
     _want_sets(cfg, data)
     _want_room(cfg, data)

@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import build, lora
 from vit_jax.models.stack import stack, unstack
 from vit_jax.run import checks
-from vit_jax.sections import Config, Optim, Spec
+from vit_jax.sections import Config, Optim, Spec, Train
 from vit_jax.training import health, losses, optim, schedules, tables
 from vit_jax.training import mesh as meshes
 from vit_jax.training.evaluate import SIGN, Evaluator
@@ -104,49 +104,22 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
 
     Raises UserError for fields that do not fit each other, the devices, the data or the teacher.
     """
-    train = cfg.train
-    steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
-    if (profiled := train.profiled()) and profiled[0] > steps:
-        raise UserError(f"train.profile_steps={train.profile_steps} is after the last step, {steps}")
-    meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
-    checks.check_data(cfg, data)
+    steps = _length(cfg, mesh, data)
     spec = describe(cfg, data.train)
-    model = build.build(spec.model, scan=train.scan, remat=train.remat)
-    recipe = Recipe(
-        model=model,
-        optimizer=optim.make(cfg.optim, steps),
-        preprocess=spec.preprocess,
-        seed=cfg.seed,
-        train=train,
-        optim=cfg.optim,
-        loss=cfg.loss,
-        teacher=teacher and checks.teacher_of(cfg, spec, teacher),
-        class_weights=_class_weights(cfg, spec.model.classes, data.train),
-        repeats=cfg.data.repeats,
-    )
+    recipe = _recipe(cfg, spec, steps, data, teacher)
+    model = recipe.model
+    evaluate = _evaluator(model, spec, mesh, cfg.train)
 
     def fresh() -> Any:
         key = jax.random.key(cfg.seed)
         return build.init(model, key, image_hw=spec.model.image_hw, channels=cfg.data.channels)
 
-    evaluate = _evaluator(model, spec, mesh, train.eval_batch_size or train.batch_size)
-    if train.best not in evaluate.metrics:
-        have = ", ".join(name for name in SIGN if name in evaluate.metrics)
-        raise UserError(f"train.best={train.best} is not measured on this data: give one of {have}")
     params = jax.eval_shape(fresh)
-    tables.check(cfg.optim, params)
-    if cfg.optim.lora_rank:
-        lora.check(params, cfg.optim)
-    apart = lambda params: _apart(params, cfg)
-    trained, _ = jax.eval_shape(apart, params)
-    if cfg.optim.lora_rank and cfg.optim.layer_decay != 1 and tables.blocks(trained) != cfg.model.depth:
-        raise UserError("optim.layer_decay with adapters wants them in every block: see optim.lora_kernels")
-    stacked = train.scan and tables.same_in_all_blocks(cfg.optim, trained, cfg.model.depth)
+    stacked = _is_stacked(cfg, params)
     pack = stack if stacked else lambda tree: tree
     unpack = functools.partial(unstack, depth=cfg.model.depth) if stacked else lambda tree: tree
-    begin = lambda params: init_state(pack(apart(params)[0]), recipe.optimizer, ema=bool(cfg.optim.ema))
-    base = lambda params: pack(apart(params)[1])
-    base_like = _placed(jax.eval_shape(base, params), mesh) if cfg.optim.lora_rank else None
+    begin = lambda params: init_state(pack(_apart(params, cfg)[0]), recipe.optimizer, ema=bool(cfg.optim.ema))
+    base = lambda params: pack(_apart(params, cfg)[1])
     init = lambda: begin(fresh())
 
     shapes = jax.eval_shape(init)
@@ -167,12 +140,23 @@ def set_up(cfg: Config, mesh: Mesh, data: Splits, teacher: Weights | None = None
         adopt=jax.jit(begin, out_shardings=layout),
         step=_step(recipe, layout, mesh),
         teacher_params=teacher and _placed(teacher.params, mesh),
-        base_params=base_like,
+        base_params=_placed(jax.eval_shape(base, params), mesh) if cfg.optim.lora_rank else None,
         base=jax.jit(base, out_shardings=meshes.shardings(jax.eval_shape(base, params), mesh)),
         whole=_whole(cfg.optim, params, pack, mesh),
         evaluate=evaluate,
         health=_health(recipe, mesh),
     )
+
+
+def _length(cfg: Config, mesh: Mesh, data: Splits) -> int:
+    """The steps of the run. Raises UserError where length, batches and data do not fit each other."""
+    train = cfg.train
+    checks.check_data(cfg, data)
+    steps = optim.total_steps(train.steps, train.epochs, data.train.size, train.batch_size)
+    if (profiled := train.profiled()) and profiled[0] > steps:
+        raise UserError(f"train.profile_steps={train.profile_steps} is after the last step, {steps}")
+    meshes.check_batch("train.batch_size", train.batch_size, mesh, parts=train.micro_batches)
+    return steps
 
 
 def describe(cfg: Config, source: Source) -> Spec:
@@ -187,6 +171,42 @@ def describe(cfg: Config, source: Source) -> Spec:
     )
 
 
+def _recipe(cfg: Config, spec: Spec, steps: int, data: Splits, teacher: Weights | None) -> Recipe:
+    return Recipe(
+        model=build.build(spec.model, scan=cfg.train.scan, remat=cfg.train.remat),
+        optimizer=optim.make(cfg.optim, steps),
+        preprocess=spec.preprocess,
+        seed=cfg.seed,
+        train=cfg.train,
+        optim=cfg.optim,
+        loss=cfg.loss,
+        teacher=teacher and checks.teacher_of(cfg, spec, teacher),
+        class_weights=_class_weights(cfg, spec.model.classes, data.train),
+        repeats=cfg.data.repeats,
+    )
+
+
+def _evaluator(model: Any, spec: Spec, mesh: Mesh, train: Train) -> Evaluator:
+    """Raises UserError where `train.best` is not measured."""
+    kind = MultiLabelEvaluator if spec.multi_label else Evaluator
+    evaluate = kind(model, spec, mesh, train.eval_batch_size or train.batch_size)
+    if train.best not in evaluate.metrics:
+        have = ", ".join(name for name in SIGN if name in evaluate.metrics)
+        raise UserError(f"train.best={train.best} is not measured on this data: give one of {have}")
+    return evaluate
+
+
+def _is_stacked(cfg: Config, params: Any) -> bool:
+    """Whether steps hold all layers in one array. Raises UserError for fields of `optim` that do not fit."""
+    tables.check(cfg.optim, params)
+    if cfg.optim.lora_rank:
+        lora.check(params, cfg.optim)
+    trained, _ = jax.eval_shape(lambda params: _apart(params, cfg), params)
+    if cfg.optim.lora_rank and cfg.optim.layer_decay != 1 and tables.blocks(trained) != cfg.model.depth:
+        raise UserError("optim.layer_decay with adapters wants them in every block: see optim.lora_kernels")
+    return cfg.train.scan and tables.same_in_all_blocks(cfg.optim, trained, cfg.model.depth)
+
+
 def _apart(params: Any, cfg: Config) -> tuple[Any, Any]:
     """(what is trained, what is not and comes beside it)."""
     if not cfg.optim.lora_rank:
@@ -199,11 +219,6 @@ def _whole(optim: Optim, params: Any, pack: Callable[[Any], Any], mesh: Mesh) ->
         return lambda trained, base: trained
     layout = meshes.shardings(jax.eval_shape(pack, params), mesh)
     return jax.jit(functools.partial(lora.merge, cfg=optim), out_shardings=layout)
-
-
-def _evaluator(model: Any, spec: Spec, mesh: Mesh, batch_size: int) -> Evaluator:
-    kind = MultiLabelEvaluator if spec.multi_label else Evaluator
-    return kind(model, spec, mesh, batch_size)
 
 
 def _class_weights(cfg: Config, classes: int, source: Source) -> tuple[float, ...]:

@@ -1,7 +1,6 @@
 """Loaded weights at another resolution or for other classes."""
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,11 +131,6 @@ def reset_head(weights: Weights, classes: int, *, keep_pre_logits: bool = True) 
         reset.append(Note(name, f"zeros for {classes} classes, in place of {old.classes or 'none'}"))
     report = dataclasses.replace(weights.report, reset=(*weights.report.reset, *reset))
     return weights._replace(model=model, params=params, class_names=(), report=report)
-
-
-def count(params: dict[str, Any]) -> int:
-    """Numbers in a nested dict of arrays."""
-    return sum(count(v) if isinstance(v, dict) else math.prod(v.shape) for v in params.values())
 
 
 def _by(grid_hw: tuple[int, int]) -> str:

@@ -247,6 +247,11 @@ def project(ours: str, theirs: str, nth: int = 0, of: int = 1, dot: str = ".") -
     return kernel, Row(f"{ours}/bias", f"{theirs}{dot}bias", HEADS_BIAS, nth, of)
 
 
+def apart(ours: str, theirs: Callable[[str], str]) -> tuple[Row, ...]:
+    """Projections to queries, keys and values in an array each, called `theirs(name)`."""
+    return tuple(row for name in ("query", "key", "value") for row in project(f"{ours}/{name}", theirs(name)))
+
+
 def out(ours: str, theirs: str) -> tuple[Row, ...]:
     """The projection of all heads to the width."""
     return Row(f"{ours}/kernel", f"{theirs}.weight", HEADS_OUT), Row(f"{ours}/bias", f"{theirs}.bias")

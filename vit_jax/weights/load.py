@@ -13,6 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from vit_jax.errors import UserError
 from vit_jax.fields import fail
+from vit_jax.models import build
 from vit_jax.sections import Model, Preprocess
 from vit_jax.weights import adapt, dialects, layout, published, steps
 from vit_jax.weights.adapt import Weights, Wish
@@ -100,9 +101,13 @@ def _from_file(place: Place, wish: Wish) -> Weights:
     params, converted = _arrays(archive, found, model.heads)
     dialect = found.dialect
     numerics = f" ({model.gelu} GELU, epsilon {model.norm_eps:g})" if dialect.numerics else ""
-    report = _report(place.name, dialect.variant + numerics, params, tuple(found.sources))
-    report = dataclasses.replace(
-        report, converted=(*archive.converted, *converted), ignored=(*archive.ignored, *found.ignored)
+    report = Report(
+        source=place.name,
+        dialect=dialect.variant + numerics,
+        parameters=build.count(params),
+        loaded=tuple(found.sources),
+        converted=(*archive.converted, *converted),
+        ignored=(*archive.ignored, *found.ignored),
     )
     names = _names(facts.class_names, model.classes, place.name) or published.class_names(
         place.published, model.classes, imagenet=facts.imagenet
@@ -121,10 +126,6 @@ def _names(given: tuple[str, ...], classes: int, name: str) -> tuple[str, ...]:
     if len(given) > classes:
         fail(f"{name} has a head of {classes} classes, and its config.json names {len(given)}: mend it")
     return (*given, *(f"LABEL_{i}" for i in range(len(given), classes)))
-
-
-def _report(source: str, dialect: str, params: dict[str, Any], loaded: tuple[str, ...]) -> Report:
-    return Report(source=source, dialect=dialect, parameters=adapt.count(params), loaded=loaded)
 
 
 def translate(shapes: Shapes, prefix: str, heads: int | None) -> Translation:

@@ -11,10 +11,10 @@ from flax.traverse_util import unflatten_dict
 
 from vit_jax.config import parse_spec, parse_stored
 from vit_jax.errors import UserError
-from vit_jax.models import lora
+from vit_jax.models import build, lora
 from vit_jax.paths import Path
 from vit_jax.sections import Config, Model, Spec
-from vit_jax.weights import adapt, layout
+from vit_jax.weights import layout
 from vit_jax.weights.adapt import Weights, Wish
 from vit_jax.weights.formats import orbax
 from vit_jax.weights.report import Report
@@ -41,7 +41,7 @@ def _read(step_dir: Path, read_ref: Reader) -> Weights:
         params = lora.merge(params, _read_base(step_dir, record, spec.model, read_ref), cfg.optim)
     params = jax.device_get(params)
     report = Report(
-        source=str(step_dir), dialect="vit_jax", parameters=adapt.count(params), loaded=tuple(shapes)
+        source=str(step_dir), dialect="vit_jax", parameters=build.count(params), loaded=tuple(shapes)
     )
     facts = {"loss": spec.loss, "multi_label": spec.multi_label, "config": cfg}
     return Weights(spec.model, params, spec.class_names, spec.preprocess, report, **facts)

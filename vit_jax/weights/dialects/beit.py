@@ -10,7 +10,7 @@ from vit_jax import pixels
 from vit_jax.sections import Model, Preprocess
 from vit_jax.weights.dialect import Dialect, Row, dense, norm
 from vit_jax.weights.dialects import huggingface, timm_rotary
-from vit_jax.weights.dialects.timm import BLOCK, MASK
+from vit_jax.weights.dialects.timm import BLOCK, GELU_MLP, MASK
 
 INDEX = "computed from the shapes"
 PREPROCESS = Preprocess(resize="crop", filter="pil_bicubic", crop_fraction=0.9, **pixels.HALF)
@@ -27,7 +27,7 @@ TIMM = Dialect(
         _relative(f"{BLOCK}.attn."),
         *timm_rotary.BODY,
         *timm_rotary.BIASES_APART,
-        *timm_rotary.GELU_MLP,
+        *GELU_MLP,
     ),
     holds=lambda model: model.relative_bias,
     preprocess=lambda model: PREPROCESS,
@@ -59,7 +59,7 @@ HUGGINGFACE = dataclasses.replace(
     variant="beit",
     rows=(
         _relative(f"{ATTENTION}relative_position_bias."),
-        *(Row(f"block_{{i}}/scale{n}/gamma", f"{huggingface.LAYER}.lambda_{n}") for n in (1, 2)),
+        Row("block_{i}/scale{n}/gamma", f"{huggingface.LAYER}.lambda_{{n}}"),
         *huggingface.BODY,
         *norm("pool/norm", "pooler.layernorm"),
         *dense("head", "classifier"),

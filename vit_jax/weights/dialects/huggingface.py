@@ -16,13 +16,13 @@ from vit_jax.weights.dialect import (
     Row,
     Shapes,
     add_class_slot,
+    apart,
     conv,
     dense,
     fused,
     merge_class_slot,
     norm,
     out,
-    project,
 )
 from vit_jax.weights.dialects.timm import CROPPED, MAE, MASK, registers_antialias
 
@@ -35,11 +35,7 @@ EMBED = (
 )
 LAYER = "encoder.layer.{i}"
 ATTENTION = (
-    *(
-        row
-        for name in ("query", "key", "value")
-        for row in project(f"block_{{i}}/attention/{name}", f"{LAYER}.attention.attention.{name}")
-    ),
+    *apart("block_{i}/attention", lambda name: f"{LAYER}.attention.attention.{name}"),
     *out("block_{i}/attention/out", f"{LAYER}.attention.output.dense"),
 )
 BODY = (
@@ -61,10 +57,10 @@ DEIT_ROWS = (
 
 
 def _dinov2_rows(mlp: tuple[Row, ...]) -> tuple[Row, ...]:
-    scales = (Row(f"block_{{i}}/scale{n}/gamma", f"{LAYER}.layer_scale{n}.lambda1") for n in (1, 2))
-    norms = (*norm("block_{i}/norm1", f"{LAYER}.norm1"), *norm("block_{i}/norm2", f"{LAYER}.norm2"))
+    norms = norm("block_{i}/norm{n}", f"{LAYER}.norm{{n}}")
+    scales = Row("block_{i}/scale{n}/gamma", f"{LAYER}.layer_scale{{n}}.lambda1")
     registers = Row("embed/registers", "embeddings.register_tokens")
-    return *EMBED, *ATTENTION, *norms, *scales, registers, *mlp, *norm("norm", "layernorm")
+    return *EMBED, *ATTENTION, *norms, scales, registers, *mlp, *norm("norm", "layernorm")
 
 
 GELU_MLP = (*dense("block_{i}/mlp/up", f"{LAYER}.mlp.fc1"), *dense("block_{i}/mlp/down", f"{LAYER}.mlp.fc2"))
@@ -78,14 +74,9 @@ SIGLIP_LAYER = "encoder.layers.{i}"
 SIGLIP_BODY = (
     Row("embed/positions", "embeddings.position_embedding.weight", ROWS),
     *conv("embed/patch", "embeddings.patch_embedding"),
-    *(
-        row
-        for name in ("query", "key", "value")
-        for row in project(f"block_{{i}}/attention/{name}", f"{SIGLIP_LAYER}.self_attn.{name[0]}_proj")
-    ),
+    *apart("block_{i}/attention", lambda name: f"{SIGLIP_LAYER}.self_attn.{name[0]}_proj"),
     *out("block_{i}/attention/out", f"{SIGLIP_LAYER}.self_attn.out_proj"),
-    *norm("block_{i}/norm1", f"{SIGLIP_LAYER}.layer_norm1"),
-    *norm("block_{i}/norm2", f"{SIGLIP_LAYER}.layer_norm2"),
+    *norm("block_{i}/norm{n}", f"{SIGLIP_LAYER}.layer_norm{{n}}"),
     *dense("block_{i}/mlp/up", f"{SIGLIP_LAYER}.mlp.fc1"),
     *dense("block_{i}/mlp/down", f"{SIGLIP_LAYER}.mlp.fc2"),
     *norm("norm", "post_layernorm"),
@@ -147,7 +138,7 @@ def _siglip_config(model: Model, body: Tree, head: Tree) -> Tree:
     return {"model_type": "siglip", "architectures": [kind], "vision_config": own, **head}
 
 
-def _is_conv(shapes: Shapes) -> bool:
+def is_conv(shapes: Shapes) -> bool:
     """Whether patches are cut by a convolution: SigLIP 2's NaFlex has a linear layer of the same name."""
     return len(shapes.get("embeddings.patch_embedding.weight", ())) != 2
 
@@ -241,7 +232,7 @@ SIGLIP = Dialect(
     rows=(*SIGLIP_BODY, *SIGLIP_MAP),
     holds=lambda model: model.pooling == "map" and not model.class_token,
     preprocess=lambda model: SQUASHED,
-    fits=lambda shapes: _is_conv(shapes) and "classifier.weight" not in shapes,
+    fits=lambda shapes: is_conv(shapes) and "classifier.weight" not in shapes,
     pack=merge_class_slot,
     ignored=TEXT,
     numerics={"gelu": "tanh", "norm_eps": 1e-6},
@@ -253,7 +244,7 @@ SIGLIP_CLASSIFIER = dataclasses.replace(
     variant="siglip classifier",
     rows=(*SIGLIP_BODY, *dense("head", "classifier")),
     holds=lambda model: model.pooling == "gap" and not model.class_token,
-    fits=lambda shapes: _is_conv(shapes) and "classifier.weight" in shapes,
+    fits=lambda shapes: is_conv(shapes) and "classifier.weight" in shapes,
     prefix="vision_model.",
     prefixed=_classes_and_body,
     ignored=TEXT | {r"head\..+": "the classifier pools by the mean instead"},

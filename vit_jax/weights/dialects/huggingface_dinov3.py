@@ -4,7 +4,7 @@ import dataclasses
 
 from vit_jax import pixels
 from vit_jax.sections import Model, Preprocess
-from vit_jax.weights.dialect import Dialect, Row, conv, dense, norm, out, project
+from vit_jax.weights.dialect import Dialect, Row, apart, conv, dense, norm, out
 from vit_jax.weights.dialects.huggingface import Tree
 from vit_jax.weights.dialects.timm import MASK
 
@@ -16,15 +16,10 @@ def _rows(mlp: tuple[Row, ...]) -> tuple[Row, ...]:
         Row("embed/class_token", "embeddings.cls_token"),
         Row("embed/registers", "embeddings.register_tokens"),
         *conv("embed/patch", "embeddings.patch_embeddings"),
-        *norm("block_{i}/norm1", f"{LAYER}.norm1"),
-        *(
-            row
-            for name in ("query", "key", "value")
-            for row in project(f"block_{{i}}/attention/{name}", f"{LAYER}.attention.{name[0]}_proj")
-        ),
+        *norm("block_{i}/norm{n}", f"{LAYER}.norm{{n}}"),
+        *apart("block_{i}/attention", lambda name: f"{LAYER}.attention.{name[0]}_proj"),
         *out("block_{i}/attention/out", f"{LAYER}.attention.o_proj"),
-        *norm("block_{i}/norm2", f"{LAYER}.norm2"),
-        *(Row(f"block_{{i}}/scale{n}/gamma", f"{LAYER}.layer_scale{n}.lambda1") for n in (1, 2)),
+        Row("block_{i}/scale{n}/gamma", f"{LAYER}.layer_scale{{n}}.lambda1"),
         *mlp,
         *norm("norm", "norm"),
     )

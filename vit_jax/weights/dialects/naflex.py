@@ -9,8 +9,8 @@ import math
 from typing import Any
 
 from vit_jax.sections import Model, Preprocess
-from vit_jax.weights.dialect import Dialect, Layout, Row, Shapes, dense
-from vit_jax.weights.dialects.huggingface import SIGLIP, SIGLIP_BODY, SIGLIP_MAP
+from vit_jax.weights.dialect import Dialect, Layout, Row, dense
+from vit_jax.weights.dialects.huggingface import SIGLIP, SIGLIP_BODY, SIGLIP_MAP, is_conv
 from vit_jax.weights.dialects.timm import COMMON, GELU_MLP, NUMERICS, TIMM_ONLY
 
 TOKENS = 576  # that timm evaluates its models with: those of 384 x 384 pixels
@@ -73,10 +73,6 @@ _TIMM = Dialect(
 )
 
 
-def _is_linear(shapes: Shapes) -> bool:
-    return len(shapes.get("embeddings.patch_embedding.weight", ())) == 2
-
-
 BODY = tuple(row._replace(layout=CUT) if row.ours == "embed/patch/kernel" else row for row in SIGLIP_BODY)
 _SIGLIP2 = dataclasses.replace(
     SIGLIP,
@@ -84,7 +80,7 @@ _SIGLIP2 = dataclasses.replace(
     rows=(*BODY, *SIGLIP_MAP),
     holds=lambda model: False,  # written in the names of SigLIP, which hold the same
     preprocess=lambda model: Preprocess(resize="native", filter="pil_bilinear", max_tokens=256),
-    fits=lambda shapes: _is_linear(shapes) and "classifier.weight" not in shapes,
+    fits=lambda shapes: not is_conv(shapes) and "classifier.weight" not in shapes,
     posemb_method="bilinear_antialias",
     config=None,
 )
@@ -92,7 +88,7 @@ _SIGLIP2_CLASSIFIER = dataclasses.replace(
     _SIGLIP2,
     variant="siglip2 naflex classifier",
     rows=(*BODY, *dense("head", "classifier")),
-    fits=lambda shapes: _is_linear(shapes) and "classifier.weight" in shapes,
+    fits=lambda shapes: not is_conv(shapes) and "classifier.weight" in shapes,
     ignored=_SIGLIP2.ignored | {r"head\..+": "the classifier pools by the mean instead"},
 )
 DIALECTS = (_TIMM, _SIGLIP2, _SIGLIP2_CLASSIFIER)

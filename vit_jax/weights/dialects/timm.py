@@ -27,28 +27,23 @@ NUMERICS = {"gelu": "exact", "norm_eps": 1e-6}
 BLOCK = "blocks.{i}"
 
 
-def _gamma(n: int) -> Row:
-    # gamma_1 in the files of DeiT III's authors.
-    return Row(f"block_{{i}}/scale{n}/gamma", f"{BLOCK}.ls{n}.gamma", also=(f"{BLOCK}.gamma_{n}",))
-
-
 COMMON = (
     Row("embed/class_token", "cls_token"),
     Row("embed/positions", "pos_embed"),
     *conv("embed/patch", "patch_embed.proj"),
-    *norm("block_{i}/norm1", f"{BLOCK}.norm1"),
+    *norm("block_{i}/norm{n}", f"{BLOCK}.norm{{n}}"),
     *fused("block_{i}/attention", f"{BLOCK}.attn.qkv"),
     *out("block_{i}/attention/out", f"{BLOCK}.attn.proj"),
-    _gamma(1),
-    *norm("block_{i}/norm2", f"{BLOCK}.norm2"),
-    _gamma(2),
+    # gamma_1 in the files of DeiT III's authors.
+    Row("block_{i}/scale{n}/gamma", f"{BLOCK}.ls{{n}}.gamma", also=(f"{BLOCK}.gamma_{{n}}",)),
     *norm("norm", "norm"),
     *dense("head", "head"),
 )
 GELU_MLP = (*dense("block_{i}/mlp/up", f"{BLOCK}.mlp.fc1"), *dense("block_{i}/mlp/down", f"{BLOCK}.mlp.fc2"))
 
 
-def _swiglu(packed: str, down: str) -> tuple[Row, ...]:
+def swiglu(packed: str, down: str) -> tuple[Row, ...]:
+    """SwiGLU whose gate and up are the halves of one array."""
     gate, up = dense("block_{i}/mlp/gate", packed, 0, 2), dense("block_{i}/mlp/up", packed, 1, 2)
     return *gate, *up, *dense("block_{i}/mlp/down", down)
 
@@ -161,7 +156,7 @@ _CLIP = dataclasses.replace(
 _TIMM_SWIGLU = dataclasses.replace(
     TIMM,
     variant="timm with SwiGLU",
-    rows=(*COMMON, *_swiglu(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"), *TIMM_ONLY),
+    rows=(*COMMON, *swiglu(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"), *TIMM_ONLY),
     holds=lambda model: model.family == "vit" and model.mlp == "swiglu" and model.rotary == "none",
     fits=lambda shapes: _is_packed("fc1", shapes) and not _is_rotary(shapes),
     heads={},
@@ -193,7 +188,7 @@ _DINOV2 = Dialect(
 _DINOV2_SWIGLU = dataclasses.replace(
     _DINOV2,
     variant="DINOv2 with SwiGLU",
-    rows=(*BODY, *_swiglu(f"{BLOCK}.mlp.w12", f"{BLOCK}.mlp.w3")),
+    rows=(*BODY, *swiglu(f"{BLOCK}.mlp.w12", f"{BLOCK}.mlp.w3")),
     holds=lambda model: bool(model.layer_scale) and model.mlp == "swiglu",
     fits=lambda shapes: "blocks.0.mlp.w12.weight" in shapes,
 )
@@ -202,10 +197,9 @@ _MIXER = Dialect(
     variant="timm's Mixer",
     rows=(
         *conv("embed/patch", "stem.proj"),
-        *norm("block_{i}/norm1", f"{BLOCK}.norm1"),
+        *norm("block_{i}/norm{n}", f"{BLOCK}.norm{{n}}"),
         *dense("block_{i}/token_mlp/up", f"{BLOCK}.mlp_tokens.fc1"),
         *dense("block_{i}/token_mlp/down", f"{BLOCK}.mlp_tokens.fc2"),
-        *norm("block_{i}/norm2", f"{BLOCK}.norm2"),
         *dense("block_{i}/mlp/up", f"{BLOCK}.mlp_channels.fc1"),
         *dense("block_{i}/mlp/down", f"{BLOCK}.mlp_channels.fc2"),
         *norm("norm", "norm"),

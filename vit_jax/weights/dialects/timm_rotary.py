@@ -15,32 +15,26 @@ from vit_jax.weights.dialect import (
     Dialect,
     Row,
     Shapes,
+    apart,
     biasless,
     conv,
     dense,
     fused,
     norm,
     out,
-    project,
 )
-from vit_jax.weights.dialects.timm import BLOCK, MASK, TIMM_ONLY
+from vit_jax.weights.dialects.timm import BLOCK, GELU_MLP, MASK, NUMERICS, TIMM_ONLY, swiglu
 
 ATTENTION = "block_{i}/attention"
-
-
-def _gamma(n: int) -> Row:
-    return Row(f"block_{{i}}/scale{n}/gamma", f"{BLOCK}.gamma_{n}")
 
 
 BODY = (
     Row("embed/class_token", "cls_token"),
     Row("embed/positions", "pos_embed"),
     *conv("embed/patch", "patch_embed.proj"),
-    *norm("block_{i}/norm1", f"{BLOCK}.norm1"),
+    *norm("block_{i}/norm{n}", f"{BLOCK}.norm{{n}}"),
     *out(f"{ATTENTION}/out", f"{BLOCK}.attn.proj"),
-    _gamma(1),
-    *norm("block_{i}/norm2", f"{BLOCK}.norm2"),
-    _gamma(2),
+    Row("block_{i}/scale{n}/gamma", f"{BLOCK}.gamma_{{n}}"),
     *norm("norm", "norm"),
     *dense("head", "head"),
     *TIMM_ONLY,
@@ -55,14 +49,7 @@ BIASES_APART = (
 # One array each; the authors of EVA-02 have the biases outside.
 APART = tuple(
     row._replace(also=(row.theirs.replace("_proj.bias", "_bias"),)) if row.layout is HEADS_BIAS else row
-    for name in ("query", "key", "value")
-    for row in project(f"{ATTENTION}/{name}", f"{BLOCK}.attn.{name[0]}_proj")
-)
-GELU_MLP = (*dense("block_{i}/mlp/up", f"{BLOCK}.mlp.fc1"), *dense("block_{i}/mlp/down", f"{BLOCK}.mlp.fc2"))
-PACKED_MLP = (
-    *dense("block_{i}/mlp/gate", f"{BLOCK}.mlp.fc1", 0, 2),
-    *dense("block_{i}/mlp/up", f"{BLOCK}.mlp.fc1", 1, 2),
-    *dense("block_{i}/mlp/down", f"{BLOCK}.mlp.fc2"),
+    for row in apart(ATTENTION, lambda name: f"{BLOCK}.attn.{name[0]}_proj")
 )
 
 
@@ -98,7 +85,6 @@ def _has(*present: str, absent: tuple[str, ...] = ()) -> Callable[[Shapes], bool
     )
 
 
-NUMERICS = {"gelu": "exact", "norm_eps": 1e-6}
 ROPE = {r"(?:.+\.)?(?:rope|rope_embed)\.(?:periods|freqs_cos|freqs_sin)": "computed from the shapes"}
 
 _DINOV3 = Dialect(
@@ -160,7 +146,7 @@ _EVA02 = dataclasses.replace(
 _EVA02_PACKED = dataclasses.replace(
     _EVA02,
     variant="EVA-02, tiny or small",
-    rows=(*BODY, *BIASES_APART, *PACKED_MLP),
+    rows=(*BODY, *BIASES_APART, *swiglu(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2")),
     holds=lambda model: model.rotary == "eva02" and model.mlp == "swiglu" and not model.mlp_norm,
     fits=_has(".attn.q_bias", ".attn.qkv.weight", "pos_embed", absent=(".gamma_1",)),
 )
@@ -202,7 +188,7 @@ _DINOV3_AUTHORS = dataclasses.replace(
             for row in BODY
             if not row.ours.startswith("embed/registers") and not row.ours.endswith("/gamma")
         ),
-        *(Row(f"block_{{i}}/scale{n}/gamma", f"{BLOCK}.ls{n}.gamma") for n in (1, 2)),
+        Row("block_{i}/scale{n}/gamma", f"{BLOCK}.ls{{n}}.gamma"),
         *(row for row in FUSED if row.ours != f"{ATTENTION}/key/bias"),
         *GELU_MLP,
     ),

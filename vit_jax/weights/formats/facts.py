@@ -47,6 +47,11 @@ def refuse_unknown(tree: Tree, known: set[str], path: Path, where: str = "") -> 
         fail(f"{path}: {', '.join(unknown)} is not done here: remove what the model does not need")
 
 
+def hw_of(size: Any) -> tuple[int, int] | None:
+    """(height, width) of a side, of both, or of nothing."""
+    return (size, size) if isinstance(size, int) else tuple(size) if size else None
+
+
 def few(values: Sequence[float]) -> tuple[float, ...]:
     """One value where all channels have the same."""
     return tuple(map(float, values[:1] if len(set(values)) == 1 else values))

@@ -11,7 +11,7 @@ from vit_jax.fields import fail
 from vit_jax.paths import Path
 from vit_jax.sections import Model
 from vit_jax.weights.formats import processors, timm_folder
-from vit_jax.weights.formats.facts import FolderFacts, Tree, class_names, read_json
+from vit_jax.weights.formats.facts import FolderFacts, Tree, class_names, hw_of, read_json
 
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
@@ -51,8 +51,7 @@ def read(folder: Path, weights: str = WEIGHTS) -> FolderFacts:
     numerics: Tree = {"gelu": GELU[act]} if act is not None and act != "silu" else {}
     if "layer_norm_eps" in vision:
         numerics["norm_eps"] = float(vision["layer_norm_eps"])
-    size = vision.get("image_size")
-    hw = (size, size) if isinstance(size, int) else tuple(size) if size else None
+    hw = hw_of(vision.get("image_size"))
     path = folder / PREPROCESSOR
     seen = read_json(path) if path.exists() else None
     preprocess, seen_hw = processors.read(seen, path) if seen is not None else (None, None)

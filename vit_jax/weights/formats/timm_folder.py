@@ -14,6 +14,7 @@ from vit_jax.weights.formats.facts import (
     Tree,
     class_names,
     few,
+    hw_of,
     refuse_unknown,
 )
 
@@ -95,8 +96,8 @@ def read_timm(tree: Tree, path: Path) -> FolderFacts:
     if pool := tree.get("global_pool") or arguments.get("global_pool"):
         numerics["pooling"] = _one_of(POOLING, pool, f"{path}: global_pool")
     size, classes = cfg.get("input_size"), tree.get("num_classes", cfg.get("num_classes"))
-    seen_hw = _hw(size[1:]) if size else None
-    preprocess, image_hw = _preprocess(cfg, path), _hw(arguments.get("img_size")) or seen_hw
+    seen_hw = hw_of(size[1:]) if size else None
+    preprocess, image_hw = _preprocess(cfg, path), hw_of(arguments.get("img_size")) or seen_hw
     if patch := re.match(r"naflexvit_.*_patch(\d+)", name):
         tokens = math.prod(side // int(patch[1]) for side in seen_hw or (384, 384))
         preprocess = dataclasses.replace(preprocess, resize="native", max_tokens=tokens)
@@ -148,10 +149,6 @@ def _one_of(known: dict[str, str], value: Any, what: str) -> Any:
     return known[value]
 
 
-def _hw(size: Any) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, int) else tuple(size) if size else None
-
-
 # open_clip's keys: of its towers, and of the image tower, as they stand in configs of published models. What
 # is said of texts, of training and of shapes is told elsewhere.
 MODEL = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_bias"}
@@ -180,7 +177,7 @@ def read_open_clip(tree: Tree, path: Path) -> FolderFacts:
         numerics |= _numerics(name, path)
     if pool := vision.get("timm_pool"):
         numerics["pooling"] = _one_of(POOLING, pool, f"{path}: timm_pool")
-    hw = _hw(vision.get("image_size", 224))
+    hw = hw_of(vision.get("image_size", 224))
     resizes = {"shortest": "crop", "squash": "squash"}
     preprocess = Preprocess(
         resize=_one_of(resizes, seen.get("resize_mode", "shortest"), f"{path}: resize_mode"),
@@ -192,4 +189,4 @@ def read_open_clip(tree: Tree, path: Path) -> FolderFacts:
     heads = (
         vision["width"] // vision.get("head_width", 64) if "width" in vision else TIMM_HEADS.get(name or "")
     )
-    return FolderFacts(numerics, heads, hw, preprocess=preprocess, seen_hw=_hw(seen.get("size")) or hw)
+    return FolderFacts(numerics, heads, hw, preprocess=preprocess, seen_hw=hw_of(seen.get("size")) or hw)
