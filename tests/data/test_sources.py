@@ -266,9 +266,9 @@ def test_hugging_face_parquet_is_read(tmp_path: Path) -> None:
 
 def test_a_split_without_examples_is_refused(tmp_path: Path) -> None:
     prepared.parquet(tmp_path)
-    (written,) = tmp_path.glob("train-*.parquet")
+    (written,) = tmp_path.rglob("train-*.parquet")
     empty = pq.read_table(written).slice(0, 0)
-    pq.write_table(empty, tmp_path / "validation-00000-of-00001.parquet")
+    pq.write_table(empty, written.with_name("validation-00000-of-00001.parquet"))
     with pytest.raises(UserError, match=r"data.eval_split of data.name=parquet has no examples"):
         sources.open_split(Data(name="parquet", dir=str(tmp_path)), train=False)
 
