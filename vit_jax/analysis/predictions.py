@@ -107,7 +107,7 @@ def save(path: Path, found: Predictions | Sets) -> None:
 
 def load(ref: str) -> Predictions | None:
     """What `save` wrote, or None if `ref` is no such file."""
-    if paths.in_web(ref) or not ref.endswith(".npz") or not (path := paths.of(ref)).is_file():
+    if not ref.endswith(".npz") or (path := paths.at_hand(ref)) is None or not path.is_file():
         return None
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         if "predicted" not in file.files:
