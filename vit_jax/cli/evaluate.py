@@ -19,7 +19,7 @@ from vit_jax.cli.common import (
     run_command,
     tell,
 )
-from vit_jax.data.source import labels_in, some
+from vit_jax.data.source import class_name, labels_in, some
 from vit_jax.errors import UserError
 from vit_jax.sections import seen_size
 
@@ -163,7 +163,7 @@ def collected(opened: Opened, *, keep_logits: bool) -> tuple[Any, list[str]]:
     found = predictions.collect(logits, keep_logits=keep_logits, loss=spec.loss)
     found = predictions.located(found, np.concatenate(opened.at), opened.source)
     names = spec.class_names or tuple(opened.names)
-    return found, [names[i] if i < len(names) else str(i) for i in range(spec.model.classes)]
+    return found, [class_name(names, i) for i in range(spec.model.classes)]
 
 
 def _renumbered(label_b: np.ndarray, to: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.source import Source
+from vit_jax.data.source import Source, class_name
 
 
 def find(
@@ -24,12 +24,11 @@ def find(
     classes = max(len(names), int(split.label.max()) + 1)
     options = {"classes": classes, "epochs": args.epochs, "seed": args.seed}
     found = suspects.held_out(x_nd, split.label, rate=chosen["lr"], decay=chosen["weight_decay"], **options)
-    name = lambda label: names[label] if label < len(names) else str(label)
     return [
         {
             "path": source.path(int(split.place[i])) or str(split.place[i]),
-            "label": name(split.label[i]),
-            "predicted": name(found.predicted[i]),
+            "label": class_name(names, split.label[i]),
+            "predicted": class_name(names, found.predicted[i]),
             "confidence": float(found.confidence[i]),
             "loss": float(found.loss[i]),
         }
