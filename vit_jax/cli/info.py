@@ -93,11 +93,10 @@ def text(facts: dict[str, Any]) -> str:
 
 def _result(ref: str) -> dict[str, Any] | None:
     """The last evaluation in a run's metrics."""
-    from vit_jax.run.workdir import Workdir
+    from vit_jax.run.workdir import Workdir, metrics_in
 
-    if (folder := paths.at_hand(ref)) is None or not (path := Workdir(folder).metrics).is_file():
-        return None
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    folder = paths.at_hand(ref)
+    rows = metrics_in(Workdir(folder).metrics) if folder is not None else []
     return next((row for row in reversed(rows) if "eval/top1" in row), None)
 
 
