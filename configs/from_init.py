@@ -26,7 +26,8 @@ def get_config(arg: str = "") -> Any:
     model, preprocess = load.describe(arg)
     c = config.default()
     c.init = arg
-    c.model.update(dataclasses.asdict(model), classes=0, pre_logits=0, dtype="bfloat16")
+    c.model.update(dataclasses.asdict(model), classes=0, dtype="bfloat16")
+    c.model.update(pre_logits=0, pre_logits_form="tanh")
     c.data.update(dataclasses.asdict(preprocess), name="folder", min_area=0.25)
     c.optim.update(name="adamw", lr=2.5e-4, warmup_steps=0.05, weight_decay=0.05, layer_decay=0.75)
     c.optim.clip_norm = 1.0

@@ -17,6 +17,7 @@ from vit_jax.analysis import calibration, features
 from vit_jax.analysis.calibration import UNFITTED, Calibration
 from vit_jax.data import transforms
 from vit_jax.data.loader import put, rows_of
+from vit_jax.data.source import class_name
 from vit_jax.errors import UserError
 from vit_jax.models import build
 from vit_jax.sections import Data, Spec, seen_size
@@ -140,8 +141,7 @@ class Loaded:
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number where names are unknown."""
-        names = self.spec.class_names
-        return names[index] if index < len(names) else str(index)
+        return class_name(self.spec.class_names, index)
 
 
 def load(

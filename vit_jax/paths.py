@@ -46,6 +46,18 @@ def of(text: str | os.PathLike[str]) -> Path:
     return _bucket_path(f"gs://{match[2]}")
 
 
+def at_hand(text: str | os.PathLike[str]) -> Path | None:
+    """The path of `text`; None for what can only be downloaded: of the web, or gs:// without gcsfs.
+
+    Raises UserError for other schemes.
+    """
+    match = SCHEME.fullmatch(str(text))
+    scheme = match[1] if match else ""
+    if scheme in ("http", "https") or (scheme == "gs" and not _has_gcsfs()):
+        return None
+    return of(text)
+
+
 def in_web(text: str) -> bool:
     """Whether `text` is an address of the web, and no path."""
     return text.startswith(("http://", "https://"))
@@ -223,8 +235,12 @@ def bucket() -> Any:
     return fsspec.filesystem("gcs")
 
 
+def _has_gcsfs() -> bool:
+    return importlib.util.find_spec("gcsfs") is not None
+
+
 def _bucket_path(address: str) -> "epath.Path":
-    if importlib.util.find_spec("gcsfs") is None:
+    if not _has_gcsfs():
         raise UserError(f"{address} is in a bucket: pip install 'vit_jax[gcs]'")
     os.environ.setdefault("EPATH_USE_TF", "false")  # else epath takes TensorFlow's client where it finds one
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for the bucket's kind first

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from commands import call
 from paths import ROOT
 from PIL import Image
 
-from vit_jax.cli import evaluate, predict
+from vit_jax.cli import diff, evaluate, info, predict
 
 COMMANDS = (
     "train.py",
@@ -117,6 +118,18 @@ def test_evaluate_counts_each_example_once(monkeypatch, capsys, workdir, batch_s
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["top1"] == pytest.approx(last["eval/top1"])
     assert metrics["loss"] == pytest.approx(last["eval/loss"], rel=1e-5)  # sums in another order
+
+
+def test_a_run_that_was_killed_while_it_wrote_is_shown_and_compared(monkeypatch, capsys, workdir, tmp_path):
+    cut = shutil.copytree(workdir, tmp_path / "cut")
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "tra')
+    shown = [call(monkeypatch, capsys, info, run, "--json") for run in (workdir, cut)]
+    whole, other = (json.loads(out)["result"] for _, out, _ in shown)
+    assert whole == other
+    assert whole["step"] == 20
+    code, out, _ = call(monkeypatch, capsys, diff, workdir, cut)
+    assert (code, "the same to the last digit" in out) == (0, True)
 
 
 def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, workdir, image, tmp_path):

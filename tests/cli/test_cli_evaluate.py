@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("optax_dtypes")
 
 
 def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_path):
-    saved, picture = tmp_path / "p.npz", tmp_path / "c.png"
+    saved, more, picture = tmp_path / "p.npz", tmp_path / "more.npz", tmp_path / "c.png"
     code, out, _ = call(
         monkeypatch, capsys, evaluate, workdir, "--save", saved, "--confusion", picture, "--json"
     )
@@ -38,6 +38,30 @@ def test_evaluate_saves_compares_and_draws(monkeypatch, capsys, workdir, tmp_pat
         assert code == 0
         assert f"only {workdir} is right on 0, only {other} on 0: p = 1 (McNemar)" in out
         assert out.count("%  of") == 10
+    with np.load(saved) as file:
+        columns = dict(file)
+    columns["label"][0] = 10  # of a model with more classes
+    np.savez(more, **columns)
+    code, _, err = call(monkeypatch, capsys, evaluate, workdir, "--compare", more)
+    assert (code, err[-1].split(": ")[1]) == (2, f"--compare {more} is of other examples")
+
+
+def test_a_broken_file_to_compare_with_is_one_line(monkeypatch, capsys, workdir, tmp_path):
+    np.savez(tmp_path / "part.npz", predicted=np.arange(3))
+    np.save(tmp_path / "array.npy", np.arange(3))
+    whole = (tmp_path / "part.npz").read_bytes()
+    middle = len(whole) // 3  # of the array
+    for name, data, message in (
+        ("text.npz", b"hello", "is not an npz file"),
+        ("empty.npz", b"", "is empty: get the file again"),
+        ("cut.npz", whole[:-40], "is cut short or damaged"),
+        ("flipped.npz", whole[:middle] + b"xxxx" + whole[middle + 4 :], "the file is broken"),
+        ("renamed.npz", (tmp_path / "array.npy").read_bytes(), "is not an npz file"),
+        ("part.npz", whole, "has no patch embedding among its 1 arrays"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        code, _, err = call(monkeypatch, capsys, evaluate, workdir, "--compare", tmp_path / name)
+        assert (code, f"{tmp_path / name}" in err[-1], message in err[-1]) == (2, True, True), err
 
 
 @pytest.fixture

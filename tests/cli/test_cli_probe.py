@@ -126,6 +126,10 @@ def test_a_file_without_a_head_is_probed_on_other_data(monkeypatch, capsys, tmp_
             ("--head", "head.npz", "--pooling", "gap"),
             "--head needs a probe of block_1/token, which the model's",
         ),
+        (
+            ("--head", "head", "--dialect", "huggingface", "--data.resize=native"),
+            "a folder of transformers cannot state images of their own aspect: write a .npz",
+        ),
         (("--out", "table.txt"), "cannot write table.txt: want a name that ends in .md, .csv"),
         (("--data.nam=x",), "did you mean data.name?"),
         (("--data.name=no_such_set",), "is not prepared in"),

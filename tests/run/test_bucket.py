@@ -14,6 +14,7 @@ from vit_jax.cli import main as command
 from vit_jax.errors import UserError
 from vit_jax.run import lease, loop
 from vit_jax.run.rerun import read_config
+from vit_jax.run.workdir import metrics_in
 from vit_jax.weights.formats import orbax
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
@@ -52,6 +53,13 @@ def call(*words, monkeypatch, capsys):
     code = command.main()
     told = capsys.readouterr()
     return code or 0, told.out, told.err
+
+
+def test_metrics_of_a_bucket_are_read_without_a_line_that_was_cut(gs, address):
+    file = address / "metrics.jsonl"
+    assert metrics_in(file) == []
+    paths.write(file, '{"step": 1, "train/loss": 0.5}\n{"step": 2, "tra')
+    assert metrics_in(file) == [{"step": 1, "train/loss": 0.5}]
 
 
 @pytest.mark.long

@@ -20,10 +20,11 @@ from vit_jax.weights.save import flatten, write
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 
-# Of an AugReg file's layout, with and without a hidden layer, of big_vision, DeiT and DINOv2.
+# Of an AugReg file's layout, with and without a hidden layer, of big_vision, DeiT, DINOv2, SigLIP and CLIP.
 OFFICIAL = ("vit_token", "vit_prelogits", "hybrid_resnet", "mixer", "bigvision_map", "bigvision_gap_sincos")
 TORCH = ("timm_deit", "timm_registers", "hf_deit", "hf_dinov2", "hf_dinov2_swiglu", "hf_siglip")
-FRESH = {"classes": 0, "pre_logits": 0, "dtype": "bfloat16"}
+TORCH += ("hf_clip_projection",)
+FRESH = {"classes": 0, "pre_logits": 0, "pre_logits_form": "tanh", "dtype": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,10 @@ def test_model_and_preprocessing_are_those_of_the_file_and_no_array_is_read(name
     assert preprocess_of(cfg.data) == weights.preprocess
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_prelogits", "timm_deit")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("vit_prelogits", "timm_deit", "hf_clip_projection")
+]
 
 
 @pytest.mark.long

@@ -8,9 +8,12 @@ from tiny_run import tiny
 
 import vit_jax
 from vit_jax import config
+from vit_jax.errors import UserError
 from vit_jax.run import sinks
+from vit_jax.run.loggers import Csv
 from vit_jax.run.report import Reporter
 from vit_jax.run.sinks import Metrics
+from vit_jax.run.workdir import metrics_in
 
 pytestmark = pytest.mark.usefixtures("optax_dtypes", "one_device")
 
@@ -69,6 +72,26 @@ def test_all_are_closed_and_the_first_error_is_the_one_that_is_seen():
         raise KeyError("the cause")
     assert list(logger.handlers) == handlers
     assert logger.propagate
+
+
+def test_a_line_that_a_kill_cut_off_is_passed_over_and_the_others_stay_byte_for_byte(tmp_path):
+    path, first, second = tmp_path / "metrics.jsonl", '{"step": 1,  "train/loss": 1e0}\n', '{"step": 2}\n'
+    assert metrics_in(path) == []
+    path.write_text(f'{first}{second}{{"step": 3, "tra')
+    assert metrics_in(path) == [{"step": 1, "train/loss": 1.0}, {"step": 2}]
+    assert sinks.reached(path) == 2
+    Csv(path, tmp_path / "metrics.csv").flush()
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,train/loss", "1,1.0", "2,"]
+    Metrics(path, step=2)
+    assert path.read_text() == first + second
+    Metrics(path, step=1)
+    assert path.read_text() == first
+    for damaged in ("{\n", "\n", "3\n", '{"train/loss": 1.0}\n', '{"step": "x"}\n'):
+        path.write_text(damaged + first)
+        with pytest.raises(
+            UserError, match=r"jsonl cannot be read \(.+\): remove what is wrong in it, or all"
+        ):
+            metrics_in(path)
 
 
 def test_a_picture_is_drawn_at_the_first_flush_and_at_the_end_and_between_when_others_had_nine_tenths(

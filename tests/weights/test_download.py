@@ -3,12 +3,18 @@
 import base64
 import hashlib
 import http.server
+import importlib.util
+import json
 import threading
 from collections.abc import Iterator
 
 import pytest
+from commands import call
 from paths import GOLDEN
 
+import vit_jax
+from vit_jax.analysis import predictions
+from vit_jax.cli import info
 from vit_jax.errors import UserError
 from vit_jax.weights import download as downloads
 from vit_jax.weights.load import read
@@ -101,6 +107,21 @@ def test_a_google_address_and_a_published_name_go_to_the_public_bucket(server, m
     read("gs://bucket/w.npz")
     assert read("imagenet21k/ViT-B_16").report.source == "imagenet21k/ViT-B_16"
     assert len(asked) == 2
+
+
+def test_a_public_file_of_a_bucket_is_used_without_the_package_for_buckets(server, monkeypatch, capsys):
+    url, asked = server
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gcsfs" else find(name))
+    monkeypatch.setattr(downloads, "PUBLIC_GCS", f"{url}/whole/")
+    loaded = vit_jax.load("gs://bucket/w.npz")
+    assert (loaded.report.source, loaded.calibration) == ("gs://bucket/w.npz", None)
+    code, out, _ = call(monkeypatch, capsys, info, "gs://bucket/w.npz", "--json")
+    assert (code, json.loads(out)["result"], json.loads(out)["stopped_early"]) == (0, None, None)
+    assert predictions.load("gs://bucket/w.npz") is None  # a model, to be loaded
+    assert asked == ["whole 0"]
+    with pytest.raises(UserError, match=r"is in a bucket: pip install"):
+        vit_jax.load("gs://bucket/run")
 
 
 def test_an_address_of_another_kind_and_one_that_nobody_answers(server):

@@ -14,7 +14,7 @@ from paths import GOLDEN
 from weight_files import arrays, assert_same, nest, random_params
 
 from vit_jax.errors import UserError
-from vit_jax.sections import MIXER_ONLY, Model
+from vit_jax.sections import MIXER_ONLY, Model, Preprocess
 from vit_jax.weights import dialects, layout, published
 from vit_jax.weights.dialects import official
 from vit_jax.weights.load import read
@@ -148,6 +148,13 @@ def test_parameters_of_another_model_are_not_written(tmp_path):
         write(tmp_path / "w.npz", weights.params, weights.model, dialect="tim")
     with pytest.raises(UserError, match=r"cannot write .*No such file or directory.*choose a folder"):
         write(tmp_path / "no" / "w.npz", weights.params, weights.model, dialect="official")
+
+
+def test_a_folder_of_transformers_is_refused_for_images_of_their_own_aspect(tmp_path):
+    weights, native = read(GOLDEN / "vit_token.npz"), Preprocess(resize="native")
+    with pytest.raises(UserError, match="cannot state images of their own aspect: write a"):
+        write(tmp_path / "hf", weights.params, weights.model, dialect="huggingface", preprocess=native)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -125,9 +125,8 @@ def sigmoid(z_nc: np.ndarray) -> np.ndarray:
 CONFIDENCE = {"softmax": softmax, "sigmoid": sigmoid}  # by the loss of the training
 
 
-def path_of(ref: str | os.PathLike[str]) -> Path:
-    """Where the calibration of a reference lies: in its folder, or beside its file."""
-    path = paths.of(ref)
+def _beside(path: Path) -> Path:
+    """Where the calibration of a model lies: in its folder, or beside its file."""
     return path / FILE if path.is_dir() else path.with_name(f"{path.name}.{FILE}")
 
 
@@ -137,7 +136,7 @@ def save(ref: str | os.PathLike[str], calibration: Calibration, params: Any) -> 
     Raises UserError if that is no place on this machine.
     """
     try:
-        path = path_of(ref)
+        path = _beside(paths.of(ref))
         tree = dataclasses.asdict(calibration) | {"params": digest_of(params)}
         paths.write(path, json.dumps(tree) + "\n")
     except UserError as error:
@@ -150,7 +149,7 @@ def load(ref: str | os.PathLike[str], params: Any) -> Calibration | None:
 
     A run that goes on, or a file that is written again, leaves such a one. Raises UserError for a broken one.
     """
-    if paths.in_web(str(ref)) or not (path := path_of(ref)).is_file():
+    if (model := paths.at_hand(ref)) is None or not (path := _beside(model)).is_file():
         return None
     try:
         tree = json.loads(path.read_text())

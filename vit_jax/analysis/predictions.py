@@ -22,8 +22,8 @@ class Predictions(NamedTuple):
     confidence: np.ndarray  # float32, of `predicted`
     rank: np.ndarray  # int32, classes that score at least as high as the label: ties count against the model
     loss: np.ndarray  # float32
-    logits: np.ndarray | None
-    images_per_s: float  # after the first batch, which compiles; 0 if there is no second one
+    logits: np.ndarray | None = None
+    images_per_s: float = 0.0  # after the first batch, which compiles; 0 if there is no second one
     place: np.ndarray | None = None  # int64, in the split, of which some examples cannot be read
     path: np.ndarray | None = None  # text, its file, where examples have files
 
@@ -106,14 +106,16 @@ def save(path: Path, found: Predictions | Sets) -> None:
 
 
 def load(ref: str) -> Predictions | None:
-    """What `save` wrote, or None if `ref` is no such file."""
-    if paths.in_web(ref) or not ref.endswith(".npz") or not (path := paths.of(ref)).is_file():
+    """What `save` wrote, or None if `ref` is no such file, or a broken one."""
+    if not ref.endswith(".npz") or (path := paths.at_hand(ref)) is None or not path.is_file():
         return None
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        if "predicted" not in file.files:
-            return None
-        columns: Any = {name: file[name] for name in Predictions._fields if name in file.files}
-    return Predictions(**{"logits": None, "images_per_s": 0.0, **columns})
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            columns: Any = {name: file[name] for name in Predictions._fields if name in file.files}
+    except Exception:  # of many kinds, for as many ways to break a file; what reads weights tells which
+        return None
+    lacks = set(Predictions._fields) - columns.keys() - Predictions._field_defaults.keys()
+    return None if lacks else Predictions(**columns)
 
 
 def _rows(logits_bc: np.ndarray, label_b: np.ndarray, loss: str) -> tuple[np.ndarray, ...]:

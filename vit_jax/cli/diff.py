@@ -113,7 +113,7 @@ def text(facts: dict[str, Any]) -> str:
 def _read(ref: str) -> dict[str, Any]:
     """Config, origin and metrics of a work directory. Raises UserError if it is none."""
     from vit_jax.config import parse_stored
-    from vit_jax.run.workdir import Workdir
+    from vit_jax.run.workdir import Workdir, metrics_in
 
     folder = Workdir(paths.of(ref))
     with paths.reached(folder.path):
@@ -122,7 +122,7 @@ def _read(ref: str) -> dict[str, Any]:
         return {
             "config": _parsed(folder.config, lambda text: parse_stored(json.loads(text))),
             "origin": _parsed(folder.origin, json.loads) if folder.origin.is_file() else None,
-            "metrics": _parsed(folder.metrics, _rows) if folder.metrics.is_file() else [],
+            "metrics": metrics_in(folder.metrics),
         }
 
 
@@ -132,10 +132,6 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
         return parse(path.read_text())
     except ValueError as e:
         raise UserError(f"{path} cannot be read as a file of a run: {e}") from e
-
-
-def _rows(text: str) -> list[Any]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def _by_step(metrics: list[dict[str, Any]]) -> dict[tuple[int, str], Any]:

@@ -1,8 +1,9 @@
 """Accuracy, loss and calibration of a model on a data set, each example counted exactly once."""
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from vit_jax.cli.common import (
     run_command,
     tell,
 )
-from vit_jax.data.source import labels_in, some
+from vit_jax.data.source import class_name, labels_in, some
 from vit_jax.errors import UserError
 from vit_jax.sections import seen_size
 
@@ -42,6 +43,39 @@ the number of the example in the split. --worst draws the most confident errors.
 
 def main() -> None:
     """Parse the command line, evaluate, print."""
+    args, rest = _parse()
+
+    from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
+    from vit_jax.cli import mistakes
+
+    size = {name: getattr(args, name) for name in ("batch_size", "image_size", "patch_size")}
+    here = opened(args.ref, rest, **size)
+    if here.source.multi_label:
+        sets = evaluate_sets.report(args, here.loaded, here.names, here.to, here.batches)
+        print(json.dumps(sets) if args.json else evaluate_sets.text(sets, table=args.table))
+        return
+    found, names = collected(here, keep_logits=args.calibrate)
+    facts = _facts(found, names)
+    if args.compare:
+        reopen = lambda: opened(args.compare, rest, data=here.data, **size)
+        facts["compare"] = _compared(args, found, names, reopen)
+    if args.calibrate and found.logits is not None:
+        fitted = calibration.fit(found.logits, found.label, loss=here.loaded.spec.loss)
+        where = calibration.save(args.ref, fitted, here.loaded.params)
+        facts["calibration"] = {"temperature": fitted.temperature, "file": str(where)}
+    if args.save:
+        predictions.save(args.save, found)
+    if args.csv:
+        mistakes.write(args.csv, found, names)
+    if args.confusion:
+        mistakes.draw_confusion(found, names, args.confusion)
+    if args.worst:
+        facts["errors"] = mistakes.draw_worst(args.worst, found, names, here.source)
+    print(json.dumps(facts) if args.json else _text(facts, table=args.table))
+
+
+def _parse() -> tuple[argparse.Namespace, list[str]]:
+    """(the command line, its data fields). Raises UserError."""
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("ref", help=REF)
     parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
@@ -66,42 +100,7 @@ def main() -> None:
         raise UserError(
             "--calibrate is for the model's own sizes, as predict is: leave --image_size and --patch_size out"
         )
-
-    from vit_jax.analysis import calibration, predictions  # after parsing: --help stays quick
-    from vit_jax.cli import mistakes
-
-    size = {name: getattr(args, name) for name in ("batch_size", "image_size", "patch_size")}
-    here = opened(args.ref, rest, **size)
-    if here.source.multi_label:
-        sets = evaluate_sets.report(args, here.loaded, here.names, here.to, here.batches)
-        print(json.dumps(sets) if args.json else evaluate_sets.text(sets, table=args.table))
-        return
-    found, names = collected(here, keep_logits=args.calibrate)
-    data, loss = here.data, here.loaded.spec.loss
-    facts = _facts(found, names)
-    if args.compare:
-        other, other_names = predictions.load(args.compare), names
-        if other is None:
-            other, other_names = collected(opened(args.compare, rest, data=data, **size), keep_logits=False)
-        same = [
-            np.array(known)[rows.label].tolist() for known, rows in ((names, found), (other_names, other))
-        ]
-        if same[0] != same[1]:
-            raise UserError(f"--compare {args.compare} is of other examples: evaluate both on the same split")
-        facts["compare"] = {"ref": args.ref, **_compare(found, other, args.compare)}
-    if args.calibrate and found.logits is not None:
-        fitted = calibration.fit(found.logits, found.label, loss=loss)
-        where = calibration.save(args.ref, fitted, here.loaded.params)
-        facts["calibration"] = {"temperature": fitted.temperature, "file": str(where)}
-    if args.save:
-        predictions.save(args.save, found)
-    if args.csv:
-        mistakes.write(args.csv, found, names)
-    if args.confusion:
-        mistakes.draw_confusion(found, names, args.confusion)
-    if args.worst:
-        facts["errors"] = mistakes.draw_worst(args.worst, found, names, here.source)
-    print(json.dumps(facts) if args.json else _text(facts, table=args.table))
+    return args, rest
 
 
 class Opened(NamedTuple):
@@ -163,7 +162,7 @@ def collected(opened: Opened, *, keep_logits: bool) -> tuple[Any, list[str]]:
     found = predictions.collect(logits, keep_logits=keep_logits, loss=spec.loss)
     found = predictions.located(found, np.concatenate(opened.at), opened.source)
     names = spec.class_names or tuple(opened.names)
-    return found, [names[i] if i < len(names) else str(i) for i in range(spec.model.classes)]
+    return found, [class_name(names, i) for i in range(spec.model.classes)]
 
 
 def _renumbered(label_b: np.ndarray, to: np.ndarray) -> np.ndarray:
@@ -206,11 +205,24 @@ def _facts(found: Any, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _compare(found: Any, other: Any, name: str) -> dict[str, Any]:
-    from vit_jax.analysis import statistics
+def _compared(
+    args: argparse.Namespace, found: Any, names: list[str], reopen: Callable[[], Opened]
+) -> dict[str, Any]:
+    """McNemar's test of `found` and --compare, which `reopen` opens unless it is what --save wrote.
 
+    Raises UserError unless both are of the same examples.
+    """
+    from vit_jax.analysis import predictions, statistics
+
+    other, other_names = predictions.load(args.compare), names
+    if other is None:
+        other, other_names = collected(reopen(), keep_logits=False)
+    labelled = lambda rows, known: [class_name(known, label) for label in rows.label.tolist()]
+    if labelled(found, names) != labelled(other, other_names):
+        raise UserError(f"--compare {args.compare} is of other examples: evaluate both on the same split")
     test = statistics.mcnemar(found.rank < 1, other.rank < 1)
-    return {"other": name, "top1": float((other.rank < 1).mean()), **test._asdict()}
+    top1 = float((other.rank < 1).mean())
+    return {"ref": args.ref, "other": args.compare, "top1": top1, **test._asdict()}
 
 
 def _text(facts: dict[str, Any], *, table: bool) -> str:

@@ -93,11 +93,10 @@ def text(facts: dict[str, Any]) -> str:
 
 def _result(ref: str) -> dict[str, Any] | None:
     """The last evaluation in a run's metrics."""
-    from vit_jax.run.workdir import Workdir
+    from vit_jax.run.workdir import Workdir, metrics_in
 
-    if paths.in_web(ref) or not (path := Workdir(paths.of(ref)).metrics).is_file():
-        return None
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    folder = paths.at_hand(ref)
+    rows = metrics_in(Workdir(folder).metrics) if folder is not None else []
     return next((row for row in reversed(rows) if "eval/top1" in row), None)
 
 
@@ -107,14 +106,14 @@ def _stopped_early(ref: str) -> str | None:
     from vit_jax.run.workdir import Workdir
     from vit_jax.weights.formats import orbax
 
-    if paths.in_web(ref):
+    if (folder := paths.at_hand(ref)) is None:
         return None
-    folder = Workdir(paths.of(ref)).checkpoints
-    steps = orbax.steps_in(folder)
+    checkpoints = Workdir(folder).checkpoints
+    steps = orbax.steps_in(checkpoints)
     if not steps:
         return None
     try:
-        record = orbax.read_record(folder / str(steps[-1]))
+        record = orbax.read_record(checkpoints / str(steps[-1]))
     except UserError:  # `read` has used another step then, and says so
         return None
     return patience.message(steps[-1], record) or None

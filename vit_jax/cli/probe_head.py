@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vit_jax.cli.probe import Probed
 
 
-def check(args: argparse.Namespace, loaded: Any, columns: Any, classes: int) -> None:
+def check(args: argparse.Namespace, loaded: Any, data: Any, columns: Any, classes: int) -> None:
     """Raises UserError, before any feature is computed, unless `args.head` can be written."""
     from vit_jax.analysis import features
     from vit_jax.weights import save
@@ -25,7 +25,8 @@ def check(args: argparse.Namespace, loaded: Any, columns: Any, classes: int) -> 
         raise UserError(f"--head needs a probe of {seen.name}, which the model's head sees: --pooling model")
     kernel, bias = (np.zeros(shape, np.float32) for shape in ((cfg.features, classes), (classes,)))
     model = dataclasses.replace(cfg, classes=classes)
-    save.contents_of(paths.of(args.head), loaded.params | _head(kernel, bias), model, dialect=args.dialect)
+    params, preprocess = loaded.params | _head(kernel, bias), config.preprocess_of(data)
+    save.contents_of(paths.of(args.head), params, model, dialect=args.dialect, preprocess=preprocess)
 
 
 def write(args: argparse.Namespace, probed: "Probed", linear: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_jax.data.source import class_name
+
 if TYPE_CHECKING:
     from vit_jax.cli.probe import Probed
 
@@ -19,12 +21,11 @@ def find(args: argparse.Namespace, probed: "Probed", linear: dict[str, Any]) -> 
     classes = max(len(names), int(split.label.max()) + 1)
     options = {"classes": classes, "epochs": args.epochs, "seed": args.seed}
     found = suspects.held_out(x_nd, split.label, rate=chosen["lr"], decay=chosen["weight_decay"], **options)
-    name = lambda label: names[label] if label < len(names) else str(label)
     return [
         {
             "path": probed.source.path(int(split.place[i])) or str(split.place[i]),
-            "label": name(split.label[i]),
-            "predicted": name(found.predicted[i]),
+            "label": class_name(names, split.label[i]),
+            "predicted": class_name(names, found.predicted[i]),
             "confidence": float(found.confidence[i]),
             "loss": float(found.loss[i]),
         }

@@ -202,6 +202,11 @@ def labels_in(model: Sequence[str], data: Sequence[str], *, classes: int) -> np.
     return np.array([model.index(name) for name in data], np.int32)
 
 
+def class_name(names: Sequence[str], index: int) -> str:
+    """The name of a class, or its number where `names` does not have it."""
+    return names[index] if index < len(names) else str(index)
+
+
 def some(names: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""

@@ -22,7 +22,7 @@ from vit_jax import paths
 from vit_jax.config import to_dict
 from vit_jax.errors import UserError
 from vit_jax.run.report import Sink
-from vit_jax.run.workdir import Workdir
+from vit_jax.run.workdir import Workdir, metrics_in
 from vit_jax.sections import Config
 
 EXTRAS = ("wandb", "mlflow")  # of the package, by the name of the module, too
@@ -44,7 +44,7 @@ def of_config(cfg: Config, folder: Workdir, metrics: Path) -> list[Sink]:
 
     Raises UserError if one cannot be reached.
     """
-    rows = list(_rows(metrics)) if metrics.exists() else []
+    rows = [(row.pop("step"), row) for row in metrics_in(metrics)]
     made: dict[str, Any] = {
         "csv": lambda: Csv(metrics, metrics.with_suffix(".csv")),
         "wandb": lambda: Wandb(cfg, folder, rows),
@@ -63,7 +63,7 @@ class Csv(Sink):
         """Write the whole table under another name, then rename it."""
         if not self._metrics.exists():
             return
-        rows = [{"step": step, **values} for step, values in _rows(self._metrics)]
+        rows = metrics_in(self._metrics)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
@@ -172,12 +172,6 @@ class Mlflow(Sink):
         """Say that nothing more comes."""
         with _one_line("mlflow"):
             self._client.set_terminated(self._id)
-
-
-def _rows(metrics: Path) -> Iterator[Row]:
-    for line in metrics.read_text().splitlines():
-        values = json.loads(line)
-        yield int(values.pop("step")), values
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

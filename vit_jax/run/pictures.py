@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vit_jax.data.source import class_name
 from vit_jax.patches import Patches, joined
 
 MOST = 64  # images of a batch that are shown
@@ -53,8 +54,7 @@ def confused(counts_cc: np.ndarray, names: Sequence[str]) -> np.ndarray:
     image.paste(Image.fromarray(cells_hwr), (NAME_PX, 0))
     draw = ImageDraw.Draw(image)
     for i in range(c):
-        name = names[i] if i < len(names) else str(i)
-        draw.text((NAME_PX - 4, (i + 0.5) * side), name[:LETTERS], "black", anchor="rm")
+        draw.text((NAME_PX - 4, (i + 0.5) * side), class_name(names, i)[:LETTERS], "black", anchor="rm")
         for j in np.flatnonzero(counts_cc[i]):
             at = (NAME_PX + (j + 0.5) * side, (i + 0.5) * side)
             draw.text(at, f"{counts_cc[i, j]:.0f}", "white" if share_cc[i, j] > 0.5 else "black", anchor="mm")

@@ -13,11 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vit_jax import paths
 from vit_jax.config import to_dict
-from vit_jax.errors import UserError
 from vit_jax.run import loggers
 from vit_jax.run.report import Sink
 from vit_jax.run.tensorboard import Scalars
-from vit_jax.run.workdir import Workdir
+from vit_jax.run.workdir import Workdir, metrics_in
 from vit_jax.sections import Config
 from vit_jax.training.health import Vitals
 
@@ -103,7 +102,7 @@ class Log(Sink):
 
 def reached(path: paths.Path) -> int:
     """The last step that metrics in a file tell of; 0 without any. Raises UserError if they are damaged."""
-    return max((step for step, _ in _whole_lines(path)), default=0)
+    return max((row["step"] for row in metrics_in(path)), default=0)
 
 
 class Metrics(Sink):
@@ -114,25 +113,16 @@ class Metrics(Sink):
         self._path = path
         if not path.exists():
             return
+        rows, lines = metrics_in(path), path.read_text().splitlines(keepends=True)
+        kept = [line for row, line in zip(rows, lines, strict=False) if row["step"] <= step]  # as they are
         part = path.with_suffix(".tmp")
-        part.write_text("".join(line for at, line in _whole_lines(path) if at <= step))
+        part.write_text("".join(kept))
         part.replace(path)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One line."""
         with self._path.open("a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
-
-
-def _whole_lines(path: paths.Path) -> list[tuple[int, str]]:
-    """(step, line) of each line that is whole."""
-    if not path.exists():
-        return []
-    try:
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [(int(json.loads(line)["step"]), line) for line in whole]
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} cannot be read ({e}): remove what is wrong in it, or all of it") from e
 
 
 class Curves(Sink):
@@ -166,8 +156,7 @@ class Curves(Sink):
     def _begin(self) -> None:
         if self._news:
             self._news = False
-            lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-            self._drawing = self._artist.submit(_draw, lines, self._path)
+            self._drawing = self._artist.submit(_draw, metrics_in(self._metrics), self._path)
 
     def _finish(self) -> None:
         if self._drawing is not None:

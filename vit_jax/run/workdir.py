@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import jax
 
@@ -119,3 +120,18 @@ class Workdir:
                 raise
             raise UserError(f"another process trains in {self.path}: use another --workdir, or wait") from e
         return folder
+
+
+def metrics_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, a line each, without a last one that a kill cut off.
+
+    There are none without the file. Raises UserError for other damage.
+    """
+    if not path.is_file():
+        return []
+    try:
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        rows = [json.loads(line) for line in whole]
+        return [row | {"step": int(row["step"])} for row in rows]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} cannot be read ({e}): remove what is wrong in it, or all of it") from e

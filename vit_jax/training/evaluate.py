@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.data import loader
-from vit_jax.data.source import Source
+from vit_jax.data.source import Source, class_name
 from vit_jax.errors import UserError
 from vit_jax.patches import Size
 from vit_jax.sections import Data, Preprocess, Spec, seen_size
@@ -174,18 +174,14 @@ def format_metrics(metrics: Mapping[str, float], class_names: Sequence[str]) -> 
     if "map" in metrics:
         worst = int(metrics["worst_class"])
         return (
-            f"mean average precision {metrics['map']:.2%}, worst {_name(worst, class_names)} "
+            f"mean average precision {metrics['map']:.2%}, worst {class_name(class_names, worst)} "
             f"{metrics['worst']:.2%}, F1 micro {metrics['f1_micro']:.2%}, macro {metrics['f1_macro']:.2%}, "
             f"loss {metrics['loss']:.4f} on {metrics['examples']:,} examples"
         )
     parts = [f"top-1 {metrics['top1']:.2%}"]
     parts += [f"top-5 {metrics['top5']:.2%}"] if "top5" in metrics else []
     if "macro" in metrics:
-        name = _name(int(metrics["worst_class"]), class_names)
+        name = class_name(class_names, int(metrics["worst_class"]))
         parts[0] += f" (majority class {metrics['majority']:.2%})"
         parts.append(f"mean of classes {metrics['macro']:.2%}, worst {name} {metrics['worst']:.2%}")
     return f"{', '.join(parts)}, loss {metrics['loss']:.4f} on {metrics['examples']:,} examples"
-
-
-def _name(label: int, class_names: Sequence[str]) -> str:
-    return class_names[label] if label < len(class_names) else str(label)

@@ -19,12 +19,12 @@ NUMERICS = ("gelu", "norm_eps", "stem_eps")
 
 
 class Contents(NamedTuple):
-    """What a file holds: arrays, their dialect, the fields that are stated in it, a folder's config.json."""
+    """What a file holds: arrays, their dialect, the fields stated in it, and a folder's JSON files."""
 
     arrays: Flat
     dialect: Dialect
     chosen: dict[str, Any]
-    config: dict[str, Any] | None
+    beside: tuple[dict[str, Any], dict[str, Any]] | None  # config.json and preprocessor_config.json
 
 
 def write(
@@ -46,16 +46,14 @@ def write(
     UserError if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
     """
     path = paths.of(path)
-    contents = contents_of(
-        path, params, model, dialect=dialect, class_names=class_names, loss=loss, numerics=numerics
-    )
-    if contents.config is None:
+    told: Any = {"preprocess": preprocess, "class_names": class_names, "loss": loss}
+    contents = contents_of(path, params, model, dialect=dialect, numerics=numerics, **told)
+    if contents.beside is None:
         _put(path, model, contents)
         return
     paths.make_folder(path)
     _put(path / hf_folder.WEIGHTS, model, contents)
-    seen = processors.written(preprocess or contents.dialect.preprocess(model), model.image_hw)
-    hf_folder.write(path, contents.config, seen)
+    hf_folder.write(path, *contents.beside)
 
 
 def contents_of(
@@ -64,6 +62,7 @@ def contents_of(
     model: Model,
     *,
     dialect: str,
+    preprocess: Preprocess | None = None,
     class_names: tuple[str, ...] = (),
     loss: str = "softmax",
     numerics: Literal["same", "theirs"] = "same",
@@ -80,19 +79,20 @@ def contents_of(
     homeless = [name for name in flat if into.theirs(name) is None] + into.lacks(model)
     if homeless:
         fail(f"{into.label} files cannot hold {', '.join(homeless)}: choose another dialect")
-    config = None
+    beside = None
     if path.suffix not in FORMATS:
         if into.config is None:
             fail(f"{path} ends in neither .npz nor .safetensors, and {into.name} is not written as a folder")
         channels = layout.channels({name: array.shape for name, array in flat.items()})
         config = hf_folder.config(model, class_names, loss, into.config, channels=channels)
+        beside = config, processors.written(preprocess or into.preprocess(model), model.image_hw)
     arrays = into.arrays(flat, model)
     chosen = {name: getattr(model, name) for name in into.chosen} if path.suffix == ".safetensors" else {}
-    stated = chosen | ({name: getattr(model, name) for name in NUMERICS} if config else {})
+    stated = chosen | ({name: getattr(model, name) for name in NUMERICS} if beside else {})
     _check_kept(arrays, model, into, stated, set(NUMERICS) if numerics == "theirs" else set())
-    if config is not None and path.is_file():
+    if beside is not None and path.is_file():
         fail(f"{path} is a file, not a folder: name another")
-    return Contents(arrays, into, chosen, config)
+    return Contents(arrays, into, chosen, beside)
 
 
 def _put(path: paths.Path, model: Model, contents: Contents) -> None:

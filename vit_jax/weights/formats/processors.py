@@ -131,7 +131,15 @@ def _statistics(tree: Tree) -> Tree:
 
 
 def written(cfg: Preprocess, image_hw: tuple[int, int]) -> Tree:
-    """transformers' image processor: squash to size, or to a larger one or shortest edge, and centre crop."""
+    """transformers' image processor: squash to size, or to a larger one or shortest edge, and centre crop.
+
+    Raises UserError for images of their own aspect.
+    """
+    if cfg.resize == "native":
+        fail(
+            "a folder of transformers cannot state images of their own aspect: write a .npz or .safetensors "
+            "file"
+        )
     h, w = image_hw
     larger_h, larger_w = round(h / cfg.crop_fraction), round(w / cfg.crop_fraction)
     kind, size = {
