@@ -86,8 +86,8 @@ def fail(message: str, *, command: str = "") -> typing.NoReturn:
     raise UserError(message, command=command)
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise UserError unless value >= least."""
+def at_least(name: str, value: float | tuple[float, ...], least: float) -> None:
+    """Raise UserError unless value >= least, and so is each number of a tuple."""
     _check_bounds(name, value, Bounds(least=least))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax import config, paths
+from vit_jax import config, fields, paths
 from vit_jax.cli.common import (
     IMAGES,
     REF,
@@ -51,8 +51,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="images a batch (default: 64)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size={args.batch_size} must be at least 1")
+    fields.at_least("--batch_size", args.batch_size, 1)
     if args.out.suffix.lower() == ".parquet":
         need("pyarrow", "parquet", f"--out={args.out}")
     names = image_names(args.images)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from vit_jax import fields
 from vit_jax.cli import evaluate
 from vit_jax.cli.common import FIGURES, REF, make_parser, output_path, run_command, save_figure
 from vit_jax.errors import UserError
@@ -49,8 +50,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     for name in ("batch_size", "timed_batch"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
+        fields.at_least(f"--{name}", getattr(args, name), 1)
     points = _measure(args, rest)
     if args.out:
         _draw(points, args.out)
