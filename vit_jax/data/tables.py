@@ -12,6 +12,7 @@ from vit_jax import paths
 from vit_jax.data import labels, splits
 from vit_jax.data.decode import Encoded, suffixes
 from vit_jax.data.source import Label, Source, encoded, label_at, note_of_bare
+from vit_jax.errors import first_line
 from vit_jax.extras import need
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
@@ -227,4 +228,4 @@ def read_parquet(file: Path) -> Any:
         with file.open("rb") as opened:
             return pq.ParquetFile(opened).read()
     except pa.ArrowInvalid as e:
-        fail(f"{file} is not a parquet file ({str(e).partition(chr(10))[0]}): write it again")
+        fail(f"{file} is not a parquet file ({first_line(e)}): write it again")
