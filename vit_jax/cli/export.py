@@ -106,14 +106,7 @@ def _reload_stablehlo(data: bytes) -> Any:
     from jax import export
 
     again = export.deserialize(bytearray(data))
-    return again.call if _runs_here(again) else None
-
-
-def _runs_here(exported: Any) -> bool:
-    import jax
-
-    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    return here in exported.platforms
+    return again.call if export.default_export_platform() in again.platforms else None
 
 
 def _gap(again: Any, logits: Any, shape: tuple[int, ...]) -> float:
