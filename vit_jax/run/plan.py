@@ -39,6 +39,10 @@ class Measured(NamedTuple):
     seconds: float  # to compile
     refused: bool = False
 
+    def fits(self, limit_bytes: int) -> bool:
+        """Whether a device of so much memory runs it."""
+        return not self.refused and self.memory_bytes <= limit_bytes
+
 
 class Estimate(NamedTuple):
     """What a run would take on a slice that is not here: the compiler's estimate, not a measured time."""
@@ -90,7 +94,7 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
     estimate = None
     if target and evaluation and measured.cost.cycles:
         estimate = _estimate(setup, measured, target, flops, evaluation)
-    fits = None if limit_bytes is None else not measured.refused and measured.memory_bytes <= limit_bytes
+    fits = None if limit_bytes is None else measured.fits(limit_bytes)
     o, train = cfg.optim, cfg.train
     up, down = schedules.ramps(o, setup.steps)
     chosen = jax.tree.leaves(tables.trained(setup.forms.stored.params, o))
@@ -231,14 +235,11 @@ def _remedies(
     tried = []
     for changes in _candidates(cfg, target):
         try:
-            other = changed(cfg, changes)
-            mesh = mesh_of(other, target)
-            with jax.set_mesh(mesh):
-                measured = measure(set_up(other, mesh, data, teacher))
+            measured = measure_changed(cfg, changes, data, teacher, target)
         except UserError:
             continue  # a batch that cannot be cut so
         change = flags(changes)
-        fits = not measured.refused and measured.memory_bytes <= limit_bytes
+        fits = measured.fits(limit_bytes)
         step_s = target.chip.seconds(measured.cost) if target and fits else 0.0
         row = {"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits}
         tried.append(
@@ -260,8 +261,17 @@ def _candidates(cfg: Config, target: Target | None) -> list[dict[str, Any]]:
     return out
 
 
-def changed(cfg: Config, changes: dict[str, Any]) -> Config:
-    """`cfg` with other values of fields, as {"train.remat": "full"}."""
+def measure_changed(
+    cfg: Config, changes: dict[str, Any], data: Splits, teacher: Weights | None, target: Target | None
+) -> Measured:
+    """`measure` with other values of fields: {"train.remat": "full"}. Raises UserError if it cannot run so."""
+    other = _changed(cfg, changes)
+    mesh = mesh_of(other, target)
+    with jax.set_mesh(mesh):
+        return measure(set_up(other, mesh, data, teacher))
+
+
+def _changed(cfg: Config, changes: dict[str, Any]) -> Config:
     for name, value in changes.items():
         section, _, leaf = name.rpartition(".")
         part = (
