@@ -221,7 +221,7 @@ def _path_column(file: Path, header: list[str]) -> int:
 
 
 def read_parquet(file: Path) -> Any:
-    """The pyarrow table of a file. Raises UserError if it is none."""
+    """The pyarrow table of a file. Raises UserError if it is not one."""
     pa = need("pyarrow", "parquet", str(file))
     pq = need("pyarrow.parquet", "parquet", str(file))
     try:

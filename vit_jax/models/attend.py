@@ -214,7 +214,7 @@ def fused(
 
 
 def _cost(pl: Any, arrays: int, shape_bnhk: tuple[int, ...]) -> Any:
-    """What the compiler is told of a kernel: operations of its products, which are of whole tiles, and bytes.
+    """The cost estimate of a kernel for the compiler: operations of its products, of whole tiles, and bytes.
 
     There are two products of a head forward, with four arrays, and five backward, with seven.
     """

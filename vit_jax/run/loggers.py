@@ -1,7 +1,7 @@
 """The sinks that `train.sinks` names: a CSV table, Weights & Biases, MLflow.
 
-metrics.jsonl has every step once, whatever was killed in between, so each of these is filled from it where it
-lacks steps, and told nothing that it has.
+metrics.jsonl has every step once, whatever was killed in between, so each sink first gets the steps it lacks
+from that file, and never a step twice.
 """
 
 import contextlib

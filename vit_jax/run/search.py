@@ -32,9 +32,10 @@ class Tried(NamedTuple):
 
 
 def best(cfg: Config, data: Splits, target: Target, *, say: Callable[[str], None] = print) -> list[Tried]:
-    """What was tried, the fastest first, those that do not fit last; `say` is told of each as it is compiled.
+    """What was tried, the fastest first, those that do not fit last.
 
-    Raises UserError if `cfg` cannot run on the target at all.
+    `say` gets a line before and after each compilation. Raises UserError if `cfg` cannot run on the
+    target at all.
     """
     teacher, limit = first_state.read_teacher(cfg), int(target.chip.hbm_gib * GIB)
 

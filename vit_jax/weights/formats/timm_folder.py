@@ -152,8 +152,8 @@ def _hw(size: Any) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else tuple(size) if size else None
 
 
-# open_clip's keys: of its towers, and of the image tower, as they stand in configs of published models. What
-# is said of texts, of training and of shapes is told elsewhere.
+# open_clip's keys: of its towers, and of the image tower, as they stand in configs of published models. Keys
+# about texts, training and shapes are accepted and ignored: the arrays give the shapes.
 MODEL = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_bias"}
 MODEL |= {"init_logit_scale", "nonscalar_logit_scale", "multimodal_cfg"}
 VISION = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "patch_dropout"}
