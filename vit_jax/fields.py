@@ -151,7 +151,7 @@ def read(root: type, name: str, text: str) -> Any:
 
 
 def describe(root: type) -> str:
-    """Two lines a field: name, default and choices or bounds; meaning."""
+    """Two lines per field: name, default and choices or bounds; meaning."""
     lines = []
     for name, f in leaves(root).items():
         limits = f"  [{'|'.join(map(str, typing.get_args(f.type)))}]" if _is_literal(f.type) else ""

@@ -208,7 +208,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A folder of features, one file a key. Raises UserError if it cannot be written to."""
+    """A folder of features, one file per key. Raises UserError if it cannot be written to."""
 
     folder: Path
 

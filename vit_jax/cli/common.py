@@ -180,7 +180,7 @@ def tell(*sources: "Source") -> None:
 
 
 def progress(what: str, total: int) -> Callable[[int], None]:
-    """To be called with how many of `total` are done: one line of a terminal, else a line each tenth."""
+    """To be called with how many of `total` are done: one line of a terminal, else a line per tenth."""
     live, shown = sys.stderr.isatty(), 0
 
     def show(done: int) -> None:

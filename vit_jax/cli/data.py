@@ -128,7 +128,7 @@ def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
 
 
 def speed(source: Source, cfg: Config, seconds: float, *, train: bool) -> float:
-    """Images a second that the loader makes on this machine, after the first batch."""
+    """Images per second that the loader makes on this machine, after the first batch."""
     size, seen = cfg.train.batch_size, seen_size(cfg.model, cfg.data)
     if train:
         batches = loader.TrainBatches(

@@ -49,7 +49,7 @@ def main() -> None:
         "(default: model)",
     )
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
-    parser.add_argument("--batch_size", type=int, default=64, help="images a batch (default: 64)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per batch (default: 64)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     fields.at_least("--batch_size", args.batch_size, 1)
@@ -93,7 +93,7 @@ def write(path: Path, names: list[str], features: np.ndarray, about: dict[str, A
 
 
 class Embedded(NamedTuple):
-    """What the file of features holds: float32 `features` [n, d] or [n, tokens, d], a row a path."""
+    """What the file of features holds: float32 `features` [n, d] or [n, tokens, d], a row per path."""
 
     paths: list[str]
     features: np.ndarray

@@ -53,7 +53,7 @@ def main() -> None:
         help=f"draw the first {MOST_PANELS} images with their labels here",
     )
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
-    parser.add_argument("--json", action="store_true", help="one JSON object an image")
+    parser.add_argument("--json", action="store_true", help="one JSON object per image")
     args, rest = parser.parse_known_args()
     fields.at_least("--top", args.top, 1)
     if args.image_size and args.coverage is not None:

@@ -2,7 +2,7 @@
 
 The platform that a program is compiled for chooses: plain products in the order of tokens and heads that it
 is fastest in, or on a TPU a kernel that never writes the probabilities to memory.
-Dims: b batch, n queries, m keys, h heads, k features a head.
+Dims: b batch, n queries, m keys, h heads, k features per head.
 """
 
 import functools

@@ -19,7 +19,7 @@ NO_FIT = f"{'does not fit':>30}"
 
 
 class Tried(NamedTuple):
-    """What was compiled: how it differs, bytes a chip, and the estimated speed, 0 if it does not fit."""
+    """What was compiled: how it differs, bytes per chip, and the estimated speed, 0 if it does not fit."""
 
     changes: Changes
     memory_per_device_bytes: int

@@ -1,8 +1,8 @@
 """Ends all processes of a run when one of them is stuck, stopped or gone, in one line that says which.
 
 Without that the others wait for it in a collective for ever. Each process tells process 0 where it stands,
-through jax's coordination service; process 0 judges, and all processes hear of it. Two threads a process: one
-talks, and may hang with the network; the other judges, and ends the process whatever the others do.
+through jax's coordination service; process 0 judges, and all processes hear of it. Two threads per process:
+one talks, and may hang with the network; the other judges, and ends the process whatever the others do.
 """
 
 import datetime

@@ -1,4 +1,4 @@
-"""Every configuration field with type, default, meaning, bounds and roles: one frozen dataclass a section.
+"""Every configuration field with type, default, meaning, bounds and roles: one frozen dataclass per section.
 
 Imports neither jax nor flax. `__post_init__` checks bounds, then what must hold between fields.
 """

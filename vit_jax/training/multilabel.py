@@ -28,7 +28,7 @@ class F1(NamedTuple):
 
 
 class MultiLabelEvaluator(Evaluator):
-    """As `Evaluator`, of sources of several labels an example."""
+    """As `Evaluator`, of sources of several labels per example."""
 
     def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
         super().__init__(model, spec, mesh, batch_size)
