@@ -123,7 +123,7 @@ def to_dict(cfg: Config | Spec) -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """One `field: old -> new` a changed field."""
+    """One `field: old -> new` per changed field."""
     pairs = [(name, *map(operator.attrgetter(name), (old, new))) for name in fields.leaves(Config)]
     return [f"{name}: {a!r} -> {b!r}" for name, a, b in pairs if a != b]
 

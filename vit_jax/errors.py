@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and what others say, on one line."""
 
 
 class UserError(Exception):
@@ -10,3 +10,9 @@ class UserError(Exception):
     def __init__(self, message: str, *, command: str = "") -> None:
         super().__init__(message)
         self.command = command or message
+
+
+def first_line(error: BaseException) -> str:
+    """The first line with text of what an error says; the name of its type where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -86,8 +86,8 @@ def fail(message: str, *, command: str = "") -> typing.NoReturn:
     raise UserError(message, command=command)
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise UserError unless value >= least."""
+def at_least(name: str, value: float | tuple[float, ...], least: float) -> None:
+    """Raise UserError unless value >= least, and so is each number of a tuple."""
     _check_bounds(name, value, Bounds(least=least))
 
 
@@ -151,7 +151,7 @@ def read(root: type, name: str, text: str) -> Any:
 
 
 def describe(root: type) -> str:
-    """Two lines a field: name, default and choices or bounds; meaning."""
+    """Two lines per field: name, default and choices or bounds; meaning."""
     lines = []
     for name, f in leaves(root).items():
         limits = f"  [{'|'.join(map(str, typing.get_args(f.type)))}]" if _is_literal(f.type) else ""

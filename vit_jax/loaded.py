@@ -19,6 +19,7 @@ from vit_jax.data import transforms
 from vit_jax.data.loader import put, rows_of
 from vit_jax.data.source import class_name
 from vit_jax.errors import UserError
+from vit_jax.fields import at_least
 from vit_jax.models import build
 from vit_jax.sections import Data, Spec, seen_size
 from vit_jax.training.step import normalise
@@ -63,8 +64,8 @@ class Loaded:
         Of a model of several classes per image, without `top`: those above their thresholds, maybe none.
         Raises UserError for what is no image, and for a `top` below 1.
         """
-        if top is not None and top < 1:
-            raise UserError(f"top={top} must be at least 1")
+        if top is not None:
+            at_least("top", top, 1)
         rows = self.probabilities(images)
         if top is None and self.spec.multi_label:
             return [self.above(row) for row in rows]

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from etils import epath
@@ -259,7 +259,7 @@ def _answer(error: Exception) -> str | None:
     from gcsfs.retry import HttpError
     from google.auth.exceptions import GoogleAuthError
 
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = first_line(error)
     if isinstance(error, GoogleAuthError):
         return f"no Google credentials serve here ({text}): gcloud auth application-default login"
     if isinstance(error, FileNotFoundError) and error.errno is None:

@@ -23,6 +23,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("VIT_JAX_CACHE") or Path(base) / "vit_jax")
 
 
+@contextlib.contextmanager
+def progress(what: str, total: int | None, start: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr, from `start` to `total` if it is known, and the function that advances it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=start)
+        yield lambda count: bar.advance(task, count)
+
+
 def bring(files: Sequence[File], root: paths.Path, to: Path) -> None:
     """Copy `files` below `root` of a bucket to the same places below `to`.
 
@@ -38,7 +47,7 @@ def bring(files: Sequence[File], root: paths.Path, to: Path) -> None:
             raise UserError(
                 f"{root} wants {wanted / 1e9:.1f} GB in {to}, which has room for {room / 1e9:.1f} GB"
             )
-        with _progress(f"{root} -> {to}", wanted) as advance, ThreadPoolExecutor(AT_ONCE) as pool:
+        with progress(f"{root} -> {to}", wanted) as advance, ThreadPoolExecutor(AT_ONCE) as pool:
             copied = [pool.submit(_copy, file, target, advance) for file, target in missing.items()]
             try:
                 for copy in copied:
@@ -71,15 +80,6 @@ def _copy(file: File, target: Path, advance: Callable[[int], None]) -> None:
             f"{file.path} arrived with {part.stat().st_size:,} of {file.bytes:,} bytes: try again"
         )
     part.replace(target)
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on stderr, and the function that moves it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 @contextlib.contextmanager

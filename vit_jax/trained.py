@@ -31,10 +31,9 @@ def train(
 ) -> Run:
     """Train `cfg` in `workdir`, in this process, continuing what is there.
 
-    `data` replaces the sources that `cfg.data` names. Each of `sinks` is told what the run measures and says,
-    beside the files of the run. In the main thread Ctrl-C saves and ends the run early, and the same call
-    continues it; signal handlers and loggers are left as they were. Raises UserError for
-    what the user can mend.
+    `data` replaces the sources that `cfg.data` names. Each of `sinks` also gets the run's metrics and log
+    lines. In the main thread Ctrl-C saves and ends the run early, and the same call continues it; signal
+    handlers and loggers are left as they were. Raises UserError for what the user can mend.
     """
     folder = paths.of(workdir)
     outcome = loop.run(cfg, folder, data=data, sinks=sinks)

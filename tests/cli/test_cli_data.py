@@ -87,6 +87,7 @@ def test_broken_files_are_listed_by_name(
         (("FILE", "--config.data.thread=2"), "did you mean"),
         (("FILE", "--data.threads=2"), "unknown argument --data.threads=2"),
         (("FILE", "--config.data.name=folder", "--config.data.dir=none"), "data.dir=none is not a folder"),
+        (("FILE", "--out=a.png", "--examples=-1"), "--examples=-1 must be at least 1"),
         (("FILE", "--out=none/batch.png"), "cannot write none/batch.png: there is no folder none"),
     ],
 )

@@ -41,6 +41,16 @@ def test_an_exported_file_runs_alone_and_agrees(monkeypatch, capsys, tmp_path, n
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), wanted, rtol=0, atol=1e-5)
 
 
+def test_a_file_for_the_platform_of_this_machine_is_compared(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(export, "_gap", lambda *args: 5e-6)  # the file does not run on the CPU of this test
+    args = (GOLDEN / "mixer.npz", tmp_path / "m.stablehlo", "--platforms", "rocm", "--json")
+    for here, gap in (("cpu", None), ("rocm", 5e-6)):
+        monkeypatch.setattr("jax.export.default_export_platform", lambda here=here: here)
+        code, out, err = call(monkeypatch, capsys, export, *args)
+        assert code == 0, err
+        assert json.loads(out)["largest_difference"] == gap
+
+
 def test_info_fits_a_screen(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, info, GOLDEN / "vit_token.npz")
     assert code == 0

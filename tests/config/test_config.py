@@ -229,11 +229,11 @@ def test_the_lists_of_what_may_differ_follow_from_the_roles_of_fields():
             "dtype",
             "layer_scale",
         )
-    } == sections.UNTOLD
+    } == sections.NOT_IN_FILES
     assert {
         *("image_size", "classes", "pre_logits", "dropout", "stochastic_depth", "head_bias", "layer_scale"),
         *("dtype", "posemb_method"),
-    } == sections.FREE
+    } == sections.MAY_DIFFER
     assert sections.MIXER_ONLY == {
         **{"heads": 1, "stem_width": 0, "mlp": "gelu", "class_token": False, "distill_token": False},
         **{"registers": 0, "posemb": "none", "pooling": "gap", "pre_logits": 0, "qk_norm": False},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -80,7 +81,10 @@ def test_a_model_at_another_patch_size_is_the_one_loaded_for_it():
     assert len({answer.tobytes() for answer in answers}) == len(SIZES)
 
 
-def test_bad_patch_sizes_are_refused():
+def test_bad_sizes_are_refused():
+    for size in (0, (0, 32), (32, -1)):
+        with pytest.raises(UserError, match=rf"image_size={re.escape(str(size))} must be at least 1"):
+            Wish(image_size=size)
     with pytest.raises(UserError, match="patch_size=0 must be at least 1"):
         Wish(patch_size=0)
     with pytest.raises(

@@ -58,6 +58,22 @@ def test_another_mpi_launcher_needs_mpi4py(environment, variables):
         distributed.detect(1)
 
 
+def test_an_error_without_text_is_named_by_its_type(environment, monkeypatch):
+    from jax._src.clusters import ClusterEnv
+
+    class Silent:
+        name, opt_in_only_method = "Silent", False
+
+        @staticmethod
+        def is_env_present():
+            raise TimeoutError
+
+    environment({})
+    monkeypatch.setattr(ClusterEnv, "_cluster_types", [Silent])
+    with pytest.raises(UserError, match=r"cannot be asked for its processes \(TimeoutError: TimeoutError\)"):
+        distributed.detect(1)
+
+
 class Metadata(http.server.BaseHTTPRequestHandler):
     """Stands in for the metadata server of a Cloud TPU VM."""
 

@@ -104,7 +104,7 @@ def test_micro_batches_see_the_weights_of_the_whole_batch():
 
 def test_what_is_no_weight_is_refused():
     for value, message in {
-        "balancd": "loss.class_weights=balancd is not balanced, and not one number a class",
+        "balancd": "loss.class_weights=balancd is not balanced, and not one number per class",
         "1,0": r"loss.class_weights=\(1.0, 0.0\) must be above 0: leave out the images of a class",
         "1,x": r"loss.class_weights=\(1, 'x'\) is not text or a list, each a number",
         "2": "loss.class_weights=2 is not text or a list, each a number",

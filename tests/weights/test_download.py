@@ -36,15 +36,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(DATA) - start))
+        chunked, left = kind == "chunks", len(DATA) - start
+        self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(left))))
         self.send_header("ETag", '"one"')
         self.send_header("Content-Type", "text/html" if kind == "page" else "application/octet-stream")
         if kind in ("whole", "breaks", "damaged"):
             self.send_header("x-goog-hash", "crc32c=AAAAAA==")
             self.send_header("x-goog-hash", f"md5={'AAAA' if kind == 'damaged' else MD5}")
         self.end_headers()
-        end = min(start + 80_000, len(DATA)) if kind in ("breaks", "stops") else len(DATA)
-        self.wfile.write(DATA[start : start if kind == "stops" and start else end])
+        end = min(start + 80_000, len(DATA)) if kind in ("breaks", "stops", "chunks") else len(DATA)
+        sent = DATA[start : start if kind == "stops" and start else end]
+        if chunked:  # one chunk of all that is left, of which the last request alone gets the whole
+            sent = b"%x\r\n%b%b" % (left, sent, b"\r\n0\r\n\r\n" if end == len(DATA) else b"")
+        self.wfile.write(sent)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -70,11 +74,12 @@ def test_a_file_is_downloaded_once(server):
     assert asked == ["whole 0"]
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server):
+@pytest.mark.parametrize("kind", ["breaks", "chunks"])
+def test_a_broken_connection_is_taken_up_where_it_broke(server, kind):
     url, asked = server
-    path = downloads.download(f"{url}/breaks/w.npz")
+    path = downloads.download(f"{url}/{kind}/w.npz")
     assert path.read_bytes() == DATA
-    assert asked == ["breaks 0", "breaks 80000", "breaks 160000"]
+    assert asked == [f"{kind} 0", f"{kind} 80000", f"{kind} 160000"]
     assert [p.name for p in path.parent.iterdir()] == ["w.npz"]
 
 

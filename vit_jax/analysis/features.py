@@ -49,7 +49,8 @@ class Column(NamedTuple):
 class Split(NamedTuple):
     """float32 [n, p] of each column, [n, tokens, d] of one that is not pooled, and int32 labels [n].
 
-    All in the order of the split; `place` [n] is that in it, since some examples cannot be read.
+    All in the order of the split; `place` [n] is each row's index in the split; unreadable examples
+    have no row.
     """
 
     columns: dict[Column, np.ndarray]
@@ -207,7 +208,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """A folder of features, one file a key. Raises UserError if it cannot be written to."""
+    """A folder of features, one file per key. Raises UserError if it cannot be written to."""
 
     folder: Path
 

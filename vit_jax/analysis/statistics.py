@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 15  # of arXiv:1706.04599
+LEVEL = 0.95  # of intervals
 
 
 class McNemar(NamedTuple):
@@ -19,26 +20,24 @@ class McNemar(NamedTuple):
     p_value: float
 
 
-def expected_calibration_error(confidence_n: np.ndarray, correct_n: np.ndarray, *, bins: int = BINS) -> float:
-    """Mean gap of accuracy to confidence over equal bins of confidence, weighted by their examples.
+def expected_calibration_error(confidence_n: np.ndarray, correct_n: np.ndarray) -> float:
+    """Mean gap of accuracy to confidence over BINS equal bins of confidence, weighted by their examples.
 
     arXiv:1706.04599 eq. 3.
     """
-    which_n = np.minimum((confidence_n * bins).astype(int), bins - 1)
+    which_n = np.minimum((confidence_n * BINS).astype(int), BINS - 1)
     gap_n = np.asarray(correct_n, np.float64) - np.asarray(confidence_n, np.float64)
-    return float(np.abs(np.bincount(which_n, weights=gap_n, minlength=bins)).sum() / len(gap_n))
+    return float(np.abs(np.bincount(which_n, weights=gap_n, minlength=BINS)).sum() / len(gap_n))
 
 
-def bootstrap_interval(
-    correct_n: np.ndarray, *, level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the accuracy under resampling of the examples.
+def bootstrap_interval(correct_n: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:
+    """The percentile interval at LEVEL of the accuracy under resampling of the examples.
 
     Resampling hits and misses n times is one binomial draw of the hits. Efron, Annals of Statistics 7 (1979).
     """
     n, hits = len(correct_n), int(np.sum(correct_n))
-    means = np.random.default_rng(seed).binomial(n, hits / n, size=draws) / n
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = np.random.default_rng(0).binomial(n, hits / n, size=draws) / n
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

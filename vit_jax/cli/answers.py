@@ -34,7 +34,7 @@ SAME_MODEL = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Near:
-    """Known images: their files, unit features float32 [n, d], and of which block and pooling they are."""
+    """Known images: their files, unit features float32 [n, d], and the block and pooling that made them."""
 
     names: list[str]
     unit_nd: np.ndarray
@@ -108,7 +108,7 @@ class Answers:
     def attention(self, image: Image.Image) -> list[dict[str, str]]:
         """Titles and PNGs: what it sees, the last block's mean over heads, and rollout.
 
-        None for a Mixer, and for images of their own aspect, each of which would be compiled for.
+        An empty list for a Mixer, and for images of their own aspect, each of which would need a compilation.
         """
         spec = self.loaded.spec
         if spec.model.family != "vit" or spec.preprocess.resize == "native":

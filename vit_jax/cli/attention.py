@@ -95,7 +95,7 @@ def _facts(path: Path, maps: Any, cfg: Any) -> dict[str, Any]:
 def _table(facts: dict[str, Any]) -> str:
     kinds = ", ".join(f"{name} {share:.1%}" for name, share in facts["attention_to"].items())
     lines = [f"{facts['path']}: a grid of {facts['grid'][0]} x {facts['grid'][1]} patches"]
-    lines += [f"the last layer's attention goes to {kinds}", "mean attention distance a layer, in pixels:"]
+    lines += [f"the last layer's attention goes to {kinds}", "mean attention distance per layer, in pixels:"]
     return "\n".join([*lines, *(f"  {i:3} {d:8.1f}" for i, d in enumerate(facts["distance_px"]))])
 
 

@@ -158,7 +158,7 @@ def image_names(words: Iterable[str]) -> list[str]:
 def data_for(loaded: "Loaded", arguments: list[str], **fixed: Any) -> "Data":
     """The data that the model was trained on, with fields as `fixed` and as `--data.field=value` say.
 
-    Raises UserError for fields that are none, and for images of other channels than the model takes.
+    Raises UserError for unknown fields, and for images of other channels than the model takes.
     """
     data = config.override_data(dataclasses.replace(loaded.data, **fixed), arguments)
     channels = loaded.spec.preprocess.channels
@@ -180,7 +180,7 @@ def tell(*sources: "Source") -> None:
 
 
 def progress(what: str, total: int) -> Callable[[int], None]:
-    """To be called with how many of `total` are done: one line of a terminal, else a line each tenth."""
+    """To be called with how many of `total` are done: one line of a terminal, else a line per tenth."""
     live, shown = sys.stderr.isatty(), 0
 
     def show(done: int) -> None:

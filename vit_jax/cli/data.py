@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from vit_jax import config
+from vit_jax import config, fields
 from vit_jax.cli.common import make_parser, output_path, run_command, shown
 from vit_jax.data import loader, sources, transforms
 from vit_jax.data.decode import BrokenExample
@@ -45,6 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
+    fields.at_least("--examples", args.examples, 1)
     cfg = config.from_command_line(args.config, rest)
     source = sources.open_split(cfg.data, train=args.split == "train")
     report = describe(source, cfg)
@@ -127,7 +128,7 @@ def sheet(source: Source, cfg: Config, examples: int) -> Image.Image:
 
 
 def speed(source: Source, cfg: Config, seconds: float, *, train: bool) -> float:
-    """Images a second that the loader makes on this machine, after the first batch."""
+    """Images per second that the loader makes on this machine, after the first batch."""
     size, seen = cfg.train.batch_size, seen_size(cfg.model, cfg.data)
     if train:
         batches = loader.TrainBatches(

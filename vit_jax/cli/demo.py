@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         return near.picture(int(number))
 
     def _answer(self, kind: str, make: Callable[[], bytes]) -> None:
-        """What `make` gives; a user's mistake is told, one of ours printed here, too."""
+        """What `make` gives. A user's mistake is the reply; our own errors are printed in the terminal."""
         try:
             made = make()
         except UserError as e:

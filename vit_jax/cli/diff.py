@@ -111,7 +111,7 @@ def text(facts: dict[str, Any]) -> str:
 
 
 def _read(ref: str) -> dict[str, Any]:
-    """Config, origin and metrics of a work directory. Raises UserError if it is none."""
+    """Config, origin and metrics of a work directory. Raises UserError if it is not one."""
     from vit_jax.config import parse_stored
     from vit_jax.run.workdir import Workdir, metrics_in
 

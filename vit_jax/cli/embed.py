@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax import config, paths
+from vit_jax import config, fields, paths
 from vit_jax.cli.common import (
     IMAGES,
     REF,
@@ -27,9 +27,10 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.embed augreg/B_16 gs://bucket/photos --out features.parquet --data.on_error=skip
   find . -name '*.jpg' | python -m vit_jax.cli.embed runs/b16 - --layer -2 --pool none --out tokens.npz
 
-The file has `paths` and float32 `features`, a row per image in the order given, and `about`, in JSON what
-they are. Features are those of a block under the model's final norm; after the last block with --pool none,
-what timm calls forward_features and transformers last_hidden_state. They are in memory until all are made.
+The file has `paths` and float32 `features`, a row per image in the order given, and `about`, a JSON
+object with the model, image size, block and pooling. Features are those of a block under the model's final
+norm; after the last block with --pool none, what timm calls forward_features and transformers
+last_hidden_state. They are in memory until all are made.
 Images are seen as the model's evaluation sees them; --data.field=value says otherwise, as for evaluate.
 """
 
@@ -48,11 +49,10 @@ def main() -> None:
         "(default: model)",
     )
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
-    parser.add_argument("--batch_size", type=int, default=64, help="images a batch (default: 64)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per batch (default: 64)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size={args.batch_size} must be at least 1")
+    fields.at_least("--batch_size", args.batch_size, 1)
     if args.out.suffix.lower() == ".parquet":
         need("pyarrow", "parquet", f"--out={args.out}")
     names = image_names(args.images)
@@ -93,7 +93,7 @@ def write(path: Path, names: list[str], features: np.ndarray, about: dict[str, A
 
 
 class Embedded(NamedTuple):
-    """What the file of features holds: float32 `features` [n, d] or [n, tokens, d], a row a path."""
+    """What the file of features holds: float32 `features` [n, d] or [n, tokens, d], a row per path."""
 
     paths: list[str]
     features: np.ndarray

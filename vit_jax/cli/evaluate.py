@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax import config
+from vit_jax import config, fields
 from vit_jax.cli import evaluate_sets
 from vit_jax.cli.common import (
     FIGURES,
@@ -94,8 +94,7 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--calibrate", action="store_true", help="fit confidences, and save them beside ref")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size={args.batch_size} must be at least 1")
+    fields.at_least("--batch_size", args.batch_size, 1)
     if args.calibrate and (args.image_size or args.patch_size):
         raise UserError(
             "--calibrate is for the model's own sizes, as predict is: leave --image_size and --patch_size out"

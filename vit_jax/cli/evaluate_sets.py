@@ -60,7 +60,7 @@ def report(
 
 
 def _decided(p_nc: np.ndarray, own_nc: np.ndarray, threshold_c: np.ndarray, names: list[str]) -> Any:
-    """What comes of the thresholds, and a row a class."""
+    """What comes of the thresholds, and a row per class."""
     from vit_jax.training import multilabel
 
     f1, precision_c = (
@@ -81,7 +81,7 @@ def _decided(p_nc: np.ndarray, own_nc: np.ndarray, threshold_c: np.ndarray, name
 
 
 def text(facts: dict[str, Any], *, table: bool) -> str:
-    """The facts to read; with `table` a line a class, the worst first."""
+    """The facts to read; with `table` a line per class, the worst first."""
     from vit_jax.training.evaluate import format_metrics
 
     names = [row["class"] for row in facts["classes"]]
@@ -94,7 +94,7 @@ def text(facts: dict[str, Any], *, table: bool) -> str:
     if "calibration" in facts:
         c = facts["calibration"]
         lines.append(
-            f"temperature {c['temperature']:.3f} and a threshold a class, F1 micro {c['f1_micro']:.2%}, "
+            f"temperature {c['temperature']:.3f} and a threshold per class, F1 micro {c['f1_micro']:.2%}, "
             f"macro {c['f1_macro']:.2%} on the examples they were fitted on, written to {c['file']}"
         )
     if table:

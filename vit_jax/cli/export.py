@@ -10,7 +10,7 @@ from typing import Any
 
 from vit_jax import paths
 from vit_jax.cli.common import REF, make_parser, output_path, run_command
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 EXAMPLES = """examples:
   python -m vit_jax.cli.export runs/b16 b16.stablehlo
@@ -97,7 +97,7 @@ def _stablehlo(logits: Any, shape: tuple[int, ...], platforms: str) -> bytes:
     try:
         made = export.export(jax.jit(logits), platforms=names)(jax.ShapeDtypeStruct((b, *shape), np.uint8))
     except ValueError as error:
-        raise UserError(f"--platforms={platforms}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--platforms={platforms}: {first_line(error)}") from error
     return bytes(made.serialize())
 
 
@@ -106,14 +106,7 @@ def _reload_stablehlo(data: bytes) -> Any:
     from jax import export
 
     again = export.deserialize(bytearray(data))
-    return again.call if _runs_here(again) else None
-
-
-def _runs_here(exported: Any) -> bool:
-    import jax
-
-    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    return here in exported.platforms
+    return again.call if export.default_export_platform() in again.platforms else None
 
 
 def _gap(again: Any, logits: Any, shape: tuple[int, ...]) -> float:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from vit_jax import fields
 from vit_jax.cli import evaluate
 from vit_jax.cli.common import FIGURES, REF, make_parser, output_path, run_command, save_figure
 from vit_jax.errors import UserError
@@ -27,7 +28,7 @@ Timed = Callable[[], float]
 
 
 class Point(NamedTuple):
-    """One size: pixels of a patch and of an image (height, width), its top-1 and milliseconds an image."""
+    """One size: pixels of a patch and of an image (height, width), its top-1 and milliseconds per image."""
 
     patch_size: int
     image_size: tuple[int, int]
@@ -43,14 +44,13 @@ def main() -> None:
     parser.add_argument("ref", help=REF)
     parser.add_argument("--patch_sizes", type=_sizes, help="pixels, with commas (default: the model's own)")
     parser.add_argument("--image_sizes", type=_sizes, help="pixels, with commas (default: the model's own)")
-    parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
+    parser.add_argument("--batch_size", type=int, default=128, help="examples per batch (default: 128)")
     parser.add_argument("--timed_batch", type=int, default=8, help="images that are timed (default: 8)")
     parser.add_argument("--out", type=output_path(*FIGURES), help="draw the points to this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args, rest = parser.parse_known_args()
     for name in ("batch_size", "timed_batch"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}={getattr(args, name)} must be at least 1")
+        fields.at_least(f"--{name}", getattr(args, name), 1)
     points = _measure(args, rest)
     if args.out:
         _draw(points, args.out)
@@ -134,7 +134,7 @@ def _draw(points: list[Point], path: Path) -> None:
     for p in points:
         label = f"{p.patch_size} px of {p.image_size[0]}x{p.image_size[1]}"
         axes.annotate(label, (p.ms, 100 * p.top1), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="milliseconds an image", ylabel="top-1 (%)", xscale="log")
+    axes.set(xlabel="milliseconds per image", ylabel="top-1 (%)", xscale="log")
     save_figure(figure, path, "--out")
 
 

@@ -78,7 +78,7 @@ def _picture(source: Source, index: int) -> Image.Image:
 
 
 def draw_confusion(found: "Predictions", names: list[str], path: Path) -> None:
-    """The confusion matrix, a row a true class, coloured by share, with counts up to NUMBERED classes.
+    """The confusion matrix, a row per true class, coloured by share, with counts up to NUMBERED classes.
 
     Raises UserError if it cannot be written.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.models.kernels import plain_forms
 
 
@@ -21,9 +21,9 @@ def write(ref: str, logits: Callable[[Any], Any], shape: tuple[int, ...]) -> byt
             made = to_onnx(logits, [jax.ShapeDtypeStruct(("b", *shape), np.uint8)])
         return made.SerializeToString()
     except Exception as error:  # whatever a converter of many operations raises
-        what = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{ref} cannot be written as ONNX by jax2onnx ({what}): name the file .stablehlo instead"
+            f"{ref} cannot be written as ONNX by jax2onnx ({first_line(error)}): "
+            "name the file .stablehlo instead"
         ) from error
     finally:
         logging.disable(logging.NOTSET)

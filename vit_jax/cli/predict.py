@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from vit_jax import config, paths
+from vit_jax import config, fields, paths
 from vit_jax.cli.common import (
     FIGURES,
     IMAGES,
@@ -53,10 +53,9 @@ def main() -> None:
         help=f"draw the first {MOST_PANELS} images with their labels here",
     )
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
-    parser.add_argument("--json", action="store_true", help="one JSON object an image")
+    parser.add_argument("--json", action="store_true", help="one JSON object per image")
     args, rest = parser.parse_known_args()
-    if args.top < 1:
-        raise UserError(f"--top={args.top} must be at least 1")
+    fields.at_least("--top", args.top, 1)
     if args.image_size and args.coverage is not None:
         raise UserError("--coverage is calibrated for the size of the model: leave --image_size out")
     names = image_names(args.images)

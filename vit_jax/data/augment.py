@@ -1,7 +1,7 @@
 """Training augmentation on the host: pure functions of `(image_hwc, rng)`, uint8 [h, w, c] in and out.
 
-RandAugment follows big_vision's `randaug(layers, magnitude)`: one of 16 operations a layer, drawn evenly, at
-a fixed magnitude; at magnitude 10 each is at the top of its original scale. 3-Augment follows DeiT III.
+RandAugment follows big_vision's `randaug(layers, magnitude)`: one of 16 operations per layer, drawn evenly,
+at a fixed magnitude; at magnitude 10 each is at the top of its original scale. 3-Augment follows DeiT III.
 """
 
 import math

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 
 MAX_PIXELS = 89_478_485  # a larger image is refused, as Pillow warns: 1 GiB at 3 bytes with working copies
 PILLOW_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -94,7 +94,7 @@ def open_pillow(data: bytes, name: str) -> Image.Image:
     except (
         Exception
     ) as e:  # whatever a decoder makes of hostile bytes: struct.error, IndexError, MemoryError ...
-        what = "is empty" if not data else f"is not a readable image: {_first_line(e)}"
+        what = "is empty" if not data else f"is not a readable image: {_told(e)}"
         raise BrokenExample(f"{name} {what}") from e
 
 
@@ -218,7 +218,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     return out[..., None] if out.ndim == 2 else out
 
 
-def _first_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it has no known format"  # Pillow's message names an object in memory
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)

@@ -14,6 +14,7 @@ from vit_jax.data import labels, splits
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.data.source import InMemory, Label, Labelled, encoded, label_at
 from vit_jax.data.tables import LABEL_COLUMNS, read_parquet
+from vit_jax.errors import first_line
 from vit_jax.extras import need
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
@@ -166,7 +167,7 @@ def _opened(shards: tuple[File, ...]) -> Any:
             data = pa.memory_map(name) if here else pa.py_buffer(paths.read(name))
             tables.append(pa.ipc.open_stream(data).read_all())
         except (OSError, pa.ArrowInvalid) as e:
-            fail(f"{name} cannot be read as an arrow file ({str(e).partition(chr(10))[0]}): copy it again")
+            fail(f"{name} cannot be read as an arrow file ({first_line(e)}): copy it again")
     return pa.concat_tables(tables)
 
 

@@ -13,7 +13,7 @@ from vit_jax import paths, staging
 from vit_jax.data import splits
 from vit_jax.data.decode import BrokenExample, Encoded
 from vit_jax.data.source import InMemory, Source
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.extras import need
 from vit_jax.paths import File
 from vit_jax.sections import Data
@@ -47,7 +47,7 @@ class Tfds(Source):
             fields = example.FromString(self.records[index]).features.feature
             (image,), (label,) = fields["image"].bytes_list.value, fields["label"].int64_list.value
         except Exception as e:  # whatever the reader of the file format raises
-            raise BrokenExample(f"{name} cannot be read: {str(e).partition(chr(10))[0]}") from e
+            raise BrokenExample(f"{name} cannot be read: {first_line(e)}") from e
         return Encoded(image, name), label
 
     def files(self) -> list[File]:
@@ -87,7 +87,7 @@ def tfds(cfg: Data, train: bool) -> Tfds:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(split=split, deserialize_method=raw)
     except ValueError as e:
-        raise UserError(f"data split {split} of {cfg.name}: {str(e).partition(chr(10))[0]}") from e
+        raise UserError(f"data split {split} of {cfg.name}: {first_line(e)}") from e
     names = tuple(features["label"].names)
     return Tfds(f"{cfg.name} {split}", names, records, str(builder.data_dir))
 

@@ -12,6 +12,7 @@ from vit_jax import paths
 from vit_jax.data import labels, splits
 from vit_jax.data.decode import Encoded, suffixes
 from vit_jax.data.source import Label, Labelled, encoded, label_at
+from vit_jax.errors import first_line
 from vit_jax.extras import need
 from vit_jax.fields import fail
 from vit_jax.paths import File, Path
@@ -202,11 +203,11 @@ def _path_column(file: Path, header: list[str]) -> int:
 
 
 def read_parquet(file: Path) -> Any:
-    """The pyarrow table of a file. Raises UserError if it is none."""
+    """The pyarrow table of a file. Raises UserError if it is not one."""
     pa = need("pyarrow", "parquet", str(file))
     pq = need("pyarrow.parquet", "parquet", str(file))
     try:
         with file.open("rb") as opened:
             return pq.ParquetFile(opened).read()
     except pa.ArrowInvalid as e:
-        fail(f"{file} is not a parquet file ({str(e).partition(chr(10))[0]}): write it again")
+        fail(f"{file} is not a parquet file ({first_line(e)}): write it again")

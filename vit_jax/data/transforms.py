@@ -20,7 +20,7 @@ Picture = Encoded | Image.Image | np.ndarray
 
 ASPECT_RANGE = (3 / 4, 4 / 3)  # of the inception crop, arXiv:1409.4842
 CROP_TRIES = 10
-# A JPEG is decoded at half, a quarter or an eighth of its size if that leaves so many pixels a target pixel.
+# A JPEG is decoded at half, a quarter or an eighth of its size if it leaves so many pixels per target pixel.
 OVERSAMPLING = {"exact": math.inf, "close": 3.0, "fast": 1.0}
 
 
@@ -57,7 +57,7 @@ def _window(
         image_hwc, _ = read(picture, cfg.channels)
         image_hwc = resize(image_hwc, (big_h, big_w), filter=cfg.filter, exact=True)
         return image_hwc[top : top + h, left : left + w]
-    y, x = height / big_h, width / big_w  # source pixels a pixel
+    y, x = height / big_h, width / big_w  # source pixels per pixel
     return _resize_part(picture, cfg, (left * x, top * y, (left + w) * x, (top + h) * y), image_hw)
 
 

@@ -2,7 +2,7 @@
 
 The platform that a program is compiled for chooses: plain products in the order of tokens and heads that it
 is fastest in, or on a TPU a kernel that never writes the probabilities to memory.
-Dims: b batch, n queries, m keys, h heads, k features a head.
+Dims: b batch, n queries, m keys, h heads, k features per head.
 """
 
 import functools
@@ -214,7 +214,7 @@ def fused(
 
 
 def _cost(pl: Any, arrays: int, shape_bnhk: tuple[int, ...]) -> Any:
-    """What the compiler is told of a kernel: operations of its products, which are of whole tiles, and bytes.
+    """The cost estimate of a kernel for the compiler: operations of its products, of whole tiles, and bytes.
 
     There are two products of a head forward, with four arrays, and five backward, with seven.
     """

@@ -1,6 +1,6 @@
 """The parts of an encoder block.
 
-Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features a head, f hidden features.
+Dims: b batch, n tokens, m tokens attended to, d width, h heads, k features per head, f hidden features.
 Parameters are float32; matrix products run in `cfg.dtype`; norm statistics and softmax in float32.
 """
 
@@ -159,7 +159,7 @@ class Dense(Module):
 
 
 class LayerScale(Module):
-    """gamma * x with one gamma a feature, small at first. arXiv:2103.17239 eq. 4."""
+    """gamma * x with one gamma per feature, small at first. arXiv:2103.17239 eq. 4."""
 
     cfg: Model
 
@@ -193,7 +193,7 @@ class Block(nn.Module):
 
     With `branch_norm=after` x + norm(attention(x)), then x + norm(mlp(x)) (arXiv:2111.09883 section 3.2).
     `drop_rate` is the chance of dropping each branch of an example. With `first`, only so many tokens are
-    queries and come out, [b, first, d]. Patches lie on `grid_hw`, or on a grid an image, `grid_b2`.
+    queries and come out, [b, first, d]. Patches lie on `grid_hw`, or on a grid per image, `grid_b2`.
     """
 
     cfg: Model

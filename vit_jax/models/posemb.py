@@ -1,6 +1,6 @@
 """Position embeddings of one grid at another, by named methods.
 
-Every method is linear and separable: one matrix [new, old] an axis, built in float64, or the same weights in
+Every method is linear and separable: one matrix [new, old] per axis, built in float64, or the same weights in
 a program for images of several grids. Dims: b batch, n positions, d width, h w old grid, y x new grid.
 """
 

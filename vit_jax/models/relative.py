@@ -1,4 +1,4 @@
-"""What BEiT adds to attention's scores: a number a head for where a key lies from a query. arXiv:2106.08254.
+"""BEiT adds to attention's scores a number per head for where a key lies from a query. arXiv:2106.08254.
 
 As in Swin (arXiv:2103.14030 eq. 4), with three numbers more where the class token is the query, the key, or
 both. Dims: h heads, n m tokens, the first of them the class token, r numbers; grids are (rows, columns).
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def count(grid_hw: tuple[int, int]) -> int:
-    """How many numbers a head has for a grid: r."""
+    """How many numbers each head has for a grid: r."""
     h, w = grid_hw
     return (2 * h - 1) * (2 * w - 1) + 3
 

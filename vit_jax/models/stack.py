@@ -1,8 +1,8 @@
 """The stack of blocks: written out or scanned, kept or computed again in the backward pass.
 
 Files and checkpoints know the written-out form alone: block_0, block_1, ... A scan also takes all layers in
-one array a parameter, `blocks`, with the layer as first axis. Training holds them so, because slices of each
-layer in the program would make it grow with the depth; `stack` and `unstack` convert without loss.
+one array per parameter, `blocks`, with the layer as first axis. Training holds them so, because slices of
+each layer in the program would make it grow with the depth; `stack` and `unstack` convert without loss.
 
 Dims: l layers, b batch, n tokens, d width.
 """
@@ -98,7 +98,7 @@ def _scanned(
     train: bool,
 ) -> jax.Array:
     # Not nn.scan: it owns its parameters, stacked under one name, where files, inference and the patterns of
-    # `optim` know block_0, block_1, ... lax.scan takes them, and a drop rate a layer, as inputs.
+    # `optim` know block_0, block_1, ... lax.scan takes them, and a drop rate per layer, as inputs.
     cfg, _, remat = _fields(parent)
     layers = stack(parent.variables["params"])[STACK]
     draws = train and (cfg.dropout or cfg.stochastic_depth)

@@ -21,6 +21,7 @@ from vit_jax.patches import Patches
 from vit_jax.sections import Model
 
 TOKEN_STD = 0.02  # of learned position embeddings, as in the published code
+SINCOS_BASE = 10_000.0  # as in the Transformer, arXiv:1706.03762
 
 
 class ViT(nn.Module):
@@ -252,11 +253,11 @@ def sincos2d_each(grid_b2: jax.Array, patches: int, width: int) -> jax.Array:
     return jnp.concatenate([of_nd[at_bn.astype(jnp.int32)] for at_bn in (column_bn, row_bn)], axis=-1)
 
 
-def _sincos(places: int, width: int, *, temperature: float = 10_000.0) -> np.ndarray:
+def _sincos(places: int, width: int) -> np.ndarray:
     """Sines, then cosines, of the first `places` rows or columns: [places, width], float32.
 
-    As in MoCo v3 (arXiv:2104.02057) and big_vision: frequencies temperature^-(i / (width/2 - 1)).
+    As in MoCo v3 (arXiv:2104.02057) and big_vision: frequencies SINCOS_BASE^-(i / (width/2 - 1)).
     """
-    omega = temperature ** -(np.arange(width // 2) / max(width // 2 - 1, 1))
+    omega = SINCOS_BASE ** -(np.arange(width // 2) / max(width // 2 - 1, 1))
     angle = np.outer(np.arange(places), omega)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)

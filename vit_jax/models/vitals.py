@@ -1,7 +1,7 @@
 """What the health of a run is read from within a forward pass: scalars, sown where a caller asks for them.
 
-Whoever makes the collection `health` mutable gets them, float32, under the names of modules; no other program
-has a trace of them. Dims: b batch, n queries, m keys, h heads, k features a head, f hidden features.
+Whoever makes the collection `health` mutable gets them, float32, under the names of modules; other programs
+do not compute them. Dims: b batch, n queries, m keys, h heads, k features per head, f hidden features.
 """
 
 import math

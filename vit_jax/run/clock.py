@@ -57,7 +57,7 @@ class Clock:
             self._first_step_s = self._since - self._started
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """Images a second of steps and data, and the share of each activity, since the last reading.
+        """Images per second of steps and data, and the share of each activity, since the last reading.
 
         The first reading also tells the seconds to the first step, and the steps that are repeated.
         """

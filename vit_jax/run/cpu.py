@@ -57,7 +57,7 @@ def keep_freed() -> bool:
 def after_compiling(device: str) -> Callable[[Path], None]:
     """A function that replaces this process by one of the same command if anything was compiled since.
 
-    Call it with the run's folder. It replaces once a run: a cache that cannot be written does not start the
+    Call it with the run's folder. It replaces once per run: a cache that cannot be written does not start the
     run again and again. It does nothing where `device` of the config may be no CPU, where the C library is
     not glibc, for one of several processes, without a compilation cache, under a Python debugger, and where
     the program came from standard input. Freed memory is kept from here on, see `keep_freed`.

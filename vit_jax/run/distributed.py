@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.run import rendezvous
 
 HEARTBEAT_S = 120  # after which the others end, if one process is gone: by the watchdog, which names it
@@ -70,9 +70,7 @@ def join(address: tuple[str, int, int] | None, *, timeout_s: int = JOIN_S) -> st
             partition_index=_slice(),
         )
     except Exception as e:
-        raise UserError(
-            f"cannot join the other processes ({str(e).splitlines()[0]}): check {cluster.found_by}"
-        ) from e
+        raise UserError(f"cannot join the other processes ({first_line(e)}): check {cluster.found_by}") from e
     return f"{cluster.processes} processes, found by {cluster.found_by}"
 
 
@@ -97,7 +95,7 @@ def detect(timeout_s: int) -> Cluster | None:
         raise
     except Exception as e:  # of the metadata server, of another package, of what the environment says
         raise UserError(
-            f"the cluster cannot be asked for its processes ({type(e).__name__}: {str(e).splitlines()[0]}): "
+            f"the cluster cannot be asked for its processes ({type(e).__name__}: {first_line(e)}): "
             "give --coordinator, --process_id and --processes"
         ) from e
 

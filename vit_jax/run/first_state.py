@@ -13,7 +13,7 @@ from vit_jax.run import patience, provenance
 from vit_jax.run.checkpoint import Checkpoints
 from vit_jax.run.patience import Standing
 from vit_jax.run.setup import Setup
-from vit_jax.sections import FREE, Config
+from vit_jax.sections import MAY_DIFFER, Config
 from vit_jax.training import mesh as meshes
 from vit_jax.training import schedules
 from vit_jax.training.step import State
@@ -52,7 +52,7 @@ def read_init(setup: Setup) -> Weights:
     cfg, model, channels = setup.cfg, setup.spec.model, setup.spec.preprocess.channels
     weights = read(cfg.init, wish_of(cfg, model))
     wanted, got = dataclasses.asdict(model), dataclasses.asdict(weights.model)
-    differing = [k for k in wanted if k not in FREE and wanted[k] != got[k]]
+    differing = [k for k in wanted if k not in MAY_DIFFER and wanted[k] != got[k]]
     differing += ["pre_logits"] if wanted["pre_logits"] != got["pre_logits"] else []
     # Initial values may differ, but LayerScale on or off is another set of parameters.
     differing += ["layer_scale"] if bool(wanted["layer_scale"]) != bool(got["layer_scale"]) else []

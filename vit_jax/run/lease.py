@@ -109,7 +109,7 @@ def _claim(beat: int, *, released: bool = False) -> bytes:
 
 
 def _system() -> dict[str, str]:
-    """What two processes have in common that can see each other; empty texts where it cannot be told."""
+    """Host, boot and PID namespace: the same for two processes that can see each other; "" where unknown."""
     return {"host": socket.gethostname(), "boot": _told("/proc/sys/kernel/random/boot_id"), "space": _space()}
 
 

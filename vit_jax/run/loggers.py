@@ -1,7 +1,7 @@
 """The sinks that `train.sinks` names: a CSV table, Weights & Biases, MLflow.
 
-metrics.jsonl has every step once, whatever was killed in between, so each of these is filled from it where it
-lacks steps, and told nothing that it has.
+metrics.jsonl has every step once, whatever was killed in between, so each sink first gets the steps it lacks
+from that file, and never a step twice.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 
 from vit_jax import paths
 from vit_jax.config import to_dict
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.run.report import Sink
 from vit_jax.run.workdir import Workdir, metrics_in
 from vit_jax.sections import Config
@@ -199,5 +199,6 @@ def _one_line(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:
-        first = str(e).strip().partition("\n")[0]
-        raise UserError(f"train.sinks={name}: {first}; the same command continues, or leave it out") from e
+        raise UserError(
+            f"train.sinks={name}: {first_line(e)}; the same command continues, or leave it out"
+        ) from e

@@ -39,7 +39,7 @@ def _padded(patches: Patches) -> np.ndarray:
 
 
 def confused(counts_cc: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """uint8 [h, w, 3]: a row a true class, a column a predicted one in the same order, darker for more of it.
+    """uint8 [h, w, 3]: a row per true class, a column per predicted one in the same order, darker for more.
 
     Up to NUMBERED classes have their names on the left, or numbers, and the counts in the cells.
     """

@@ -1,4 +1,4 @@
-"""A run before it starts: its length, work, memory a device and layout, and what would make it fit."""
+"""A run before it starts: its length, work, memory per device and layout, and what would make it fit."""
 
 import dataclasses
 import math
@@ -38,6 +38,10 @@ class Measured(NamedTuple):
     cost: Cost
     seconds: float  # to compile
     refused: bool = False
+
+    def fits(self, limit_bytes: int) -> bool:
+        """Whether a device of so much memory runs it."""
+        return not self.refused and self.memory_bytes <= limit_bytes
 
 
 class Estimate(NamedTuple):
@@ -90,7 +94,7 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
     estimate = None
     if target and evaluation and measured.cost.cycles:
         estimate = _estimate(setup, measured, target, flops, evaluation)
-    fits = None if limit_bytes is None else not measured.refused and measured.memory_bytes <= limit_bytes
+    fits = None if limit_bytes is None else measured.fits(limit_bytes)
     o, train = cfg.optim, cfg.train
     up, down = schedules.ramps(o, setup.steps)
     chosen = jax.tree.leaves(tables.trained(setup.forms.stored.params, o))
@@ -118,7 +122,7 @@ def make(cfg: Config, data: Splits, *, limit_bytes: int | None = None, target: T
 
 
 def measure(setup: Setup) -> Measured:
-    """Compile the step: bytes a device of arguments, of results not in their place, and scratch; its cost."""
+    """Compile the step: bytes per device of arguments, results not in their place and scratch; its cost."""
     start = time.perf_counter()
     try:
         compiled = setup.lower_step().compile()
@@ -169,7 +173,7 @@ def mesh_of(cfg: Config, target: Target | None) -> Mesh:
 
 
 def flops_per_image(setup: Setup) -> float:
-    """Floating-point operations of training, an image: three times the written-out model's forward pass."""
+    """Floating-point operations of training, per image: three times the written-out model's forward pass."""
     given = rows_of(seen_size(setup.spec.model, setup.spec.preprocess), 1, setup.cfg.data.channels)
     like = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.uint8 else x.dtype)
     image = jax.tree.map(like, given)
@@ -194,9 +198,9 @@ def show(plan: Plan) -> str:
         f"devices: {plan.devices}",
         f"run: {plan.steps:,} steps, {plan.epochs:.1f} epochs; {plan.schedule}",
         f"model: {plan.parameters:,} parameters, {plan.trained_parameters:,} trained",
-        f"work: {plan.flops_per_image / 1e9:.3f} GFLOP an image in training",
+        f"work: {plan.flops_per_image / 1e9:.3f} GFLOP per image in training",
         f"batch: {plan.batch_per_device} examples at a time on each device",
-        f"memory: {plan.memory_per_device_bytes / GIB:.3f} GiB a device, {limit}"
+        f"memory: {plan.memory_per_device_bytes / GIB:.3f} GiB per device, {limit}"
         + (f" ({held})" if held else ""),
         f"exchanged in a step: {'; '.join(exchanged) or 'nothing'}",
         *([_estimate_line(Estimate(**plan.estimate))] if plan.estimate else []),
@@ -215,9 +219,9 @@ def show(plan: Plan) -> str:
 
 def _estimate_line(e: Estimate) -> str:
     return (
-        f"estimate of {e.target}'s compiler, not a measured time: {e.step_s * 1e3:,.1f} ms a step, "
+        f"estimate of {e.target}'s compiler, not a measured time: {e.step_s * 1e3:,.1f} ms per step, "
         f"{e.images_per_s:,.0f} images/s, {e.share_of_peak:.0%} of the chips' peak, {e.hours:,.1f} hours of "
-        f"steps; evaluation takes {e.eval_memory_bytes / GIB:.3f} GiB a device"
+        f"steps; evaluation takes {e.eval_memory_bytes / GIB:.3f} GiB per device"
     )
 
 
@@ -231,14 +235,11 @@ def _remedies(
     tried = []
     for changes in _candidates(cfg, target):
         try:
-            other = changed(cfg, changes)
-            mesh = mesh_of(other, target)
-            with jax.set_mesh(mesh):
-                measured = measure(set_up(other, mesh, data, teacher))
+            measured = measure_changed(cfg, changes, data, teacher, target)
         except UserError:
             continue  # a batch that cannot be cut so
         change = flags(changes)
-        fits = not measured.refused and measured.memory_bytes <= limit_bytes
+        fits = measured.fits(limit_bytes)
         step_s = target.chip.seconds(measured.cost) if target and fits else 0.0
         row = {"change": change, "memory_per_device_bytes": measured.memory_bytes, "fits": fits}
         tried.append(
@@ -260,8 +261,17 @@ def _candidates(cfg: Config, target: Target | None) -> list[dict[str, Any]]:
     return out
 
 
-def changed(cfg: Config, changes: dict[str, Any]) -> Config:
-    """`cfg` with other values of fields, as {"train.remat": "full"}."""
+def measure_changed(
+    cfg: Config, changes: dict[str, Any], data: Splits, teacher: Weights | None, target: Target | None
+) -> Measured:
+    """`measure` with other fields, as {"train.remat": "full"}. Raises UserError if it cannot run so."""
+    other = _changed(cfg, changes)
+    mesh = mesh_of(other, target)
+    with jax.set_mesh(mesh):
+        return measure(set_up(other, mesh, data, teacher))
+
+
+def _changed(cfg: Config, changes: dict[str, Any]) -> Config:
     for name, value in changes.items():
         section, _, leaf = name.rpartition(".")
         part = (

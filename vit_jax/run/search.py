@@ -4,13 +4,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-
 from vit_jax.data.source import Splits
 from vit_jax.errors import UserError
 from vit_jax.run import first_state, plan
 from vit_jax.run.plan import GIB, Measured
-from vit_jax.run.setup import set_up
 from vit_jax.run.target import Chip, Target
 from vit_jax.sections import Config
 from vit_jax.training import mesh as meshes
@@ -22,7 +19,7 @@ NO_FIT = f"{'does not fit':>30}"
 
 
 class Tried(NamedTuple):
-    """What was compiled: how it differs, bytes a chip, and the estimated speed, 0 if it does not fit."""
+    """What was compiled: how it differs, bytes per chip, and the estimated speed, 0 if it does not fit."""
 
     changes: Changes
     memory_per_device_bytes: int
@@ -35,18 +32,16 @@ class Tried(NamedTuple):
 
 
 def best(cfg: Config, data: Splits, target: Target, *, say: Callable[[str], None] = print) -> list[Tried]:
-    """What was tried, the fastest first, those that do not fit last; `say` is told of each as it is compiled.
+    """What was tried, the fastest first, those that do not fit last.
 
-    Raises UserError if `cfg` cannot run on the target at all.
+    `say` gets a line before and after each compilation. Raises UserError if `cfg` cannot run on the
+    target at all.
     """
     teacher, limit = first_state.read_teacher(cfg), int(target.chip.hbm_gib * GIB)
 
     def compile_it(changes: Changes) -> Tried:
         say(f"compiling: {plan.flags(changes) or 'as given'}")
-        other = plan.changed(cfg, changes)
-        mesh = plan.mesh_of(other, target)
-        with jax.set_mesh(mesh):
-            measured = plan.measure(set_up(other, mesh, data, teacher))
+        measured = plan.measure_changed(cfg, changes, data, teacher, target)
         one = _tried(changes, measured, cfg.train.batch_size, limit, target.chip)
         speed = f"{one.images_per_s:,.0f} images/s" if one.fits else "does not fit"
         say(f"  {one.memory_per_device_bytes / GIB:.2f} GiB, {speed}, after {measured.seconds:.0f} s")
@@ -106,7 +101,7 @@ def _parts(fewest: int, most: int, tried: list[Tried], limit: int) -> Iterator[i
 
 
 def _tried(changes: Changes, measured: Measured, batch: int, limit: int, chip: Chip) -> Tried:
-    fits = not measured.refused and measured.memory_bytes <= limit
+    fits = measured.fits(limit)
     if fits and not measured.cost.cycles:
         raise UserError(
             f"the compiler gives no estimate of {plan.flags(changes) or 'this config'}: leave --best out"

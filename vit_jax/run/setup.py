@@ -208,7 +208,7 @@ def _is_stacked(cfg: Config, params: Any) -> bool:
 
 
 def _apart(params: Any, cfg: Config) -> tuple[Any, Any]:
-    """(what is trained, what is not and comes beside it)."""
+    """(the trained parameters, the frozen ones that the model needs as well)."""
     if not cfg.optim.lora_rank:
         return params, {}
     return lora.split(params, cfg.optim, jax.random.key(cfg.seed))

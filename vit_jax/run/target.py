@@ -78,7 +78,7 @@ def _devices(kind: str, shape: str, slices: int) -> list[Any]:
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if kind == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip, as on the machine itself
+        options["chip_config_name"] = "megacore"  # one device per chip, as on the machine itself
     if math.prod(map(int, shape.split("x"))) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     name = f"{kind}:{shape}"

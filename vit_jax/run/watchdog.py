@@ -1,8 +1,8 @@
 """Ends all processes of a run when one of them is stuck, stopped or gone, in one line that says which.
 
 Without that the others wait for it in a collective for ever. Each process tells process 0 where it stands,
-through jax's coordination service; process 0 judges, and all processes hear of it. Two threads a process: one
-talks, and may hang with the network; the other judges, and ends the process whatever the others do.
+through jax's coordination service; process 0 judges, and all processes hear of it. Two threads per process:
+one talks, and may hang with the network; the other judges, and ends the process whatever the others do.
 """
 
 import datetime
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vit_jax.errors import first_line
 from vit_jax.run import distributed
 from vit_jax.run.clock import Clock
 
@@ -75,7 +76,7 @@ def watch(clock: Clock, stall_minutes: float, *, own_process: bool) -> Iterator[
     except BaseException as e:
         if _may_be_another(e):
             watchdog.explain()
-        watchdog.close(_first_line(e))
+        watchdog.close(first_line(e))
         raise
     watchdog.close("")
 
@@ -121,10 +122,6 @@ def _may_be_another(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
         error = error.__cause__ or error.__context__
     return error is not None and "RESOURCE_EXHAUSTED" not in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 class _Service:

@@ -1,4 +1,4 @@
-"""Every configuration field with type, default, meaning, bounds and roles: one frozen dataclass a section.
+"""Every configuration field with type, default, meaning, bounds and roles: one frozen dataclass per section.
 
 Imports neither jax nor flax. `__post_init__` checks bounds, then what must hold between fields.
 """
@@ -9,14 +9,14 @@ from typing import Literal
 from vit_jax.fields import check, fail, field, section
 from vit_jax.patches import Native, Size
 from vit_jax.sections.data import Data, Preprocess
-from vit_jax.sections.model import FREE, MIXER_ONLY, UNTOLD, Model, PosembMethod
+from vit_jax.sections.model import MAY_DIFFER, MIXER_ONLY, NOT_IN_FILES, Model, PosembMethod
 from vit_jax.sections.training import BALANCED, Loss, LossName, Optim, Train
 
 __all__ = [
     "BALANCED",
-    "FREE",
+    "MAY_DIFFER",
     "MIXER_ONLY",
-    "UNTOLD",
+    "NOT_IN_FILES",
     "Config",
     "Data",
     "Loss",

@@ -29,7 +29,7 @@ class Preprocess:
         "exact: the filter's pixels bit for bit; close: within 0.3 grey levels on average, in half the time; "
         "fast: as close, but training crops are decoded and filtered coarsely, 2 grey levels away",
     )
-    mean: tuple[float, ...] = field((0.5,), "subtracted from pixels in [0, 1]: one value, or one a channel")
+    mean: tuple[float, ...] = field((0.5,), "subtracted from pixels in [0, 1]: one value, or one per channel")
     std: tuple[float, ...] = field((0.5,), "divides pixels after mean: as many values", above=0)
 
     def __post_init__(self) -> None:

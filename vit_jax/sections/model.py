@@ -210,5 +210,5 @@ class Model:
 
 
 MIXER_ONLY = with_role(Model, "mixer")
-UNTOLD = {name for name, in_file in with_role(Model, "in_file").items() if not in_file}
-FREE = {name for name, may_differ in with_role(Model, "may_differ").items() if may_differ}
+NOT_IN_FILES = {name for name, in_file in with_role(Model, "in_file").items() if not in_file}
+MAY_DIFFER = {name for name, may_differ in with_role(Model, "may_differ").items() if may_differ}

@@ -46,7 +46,7 @@ class Optim:
     lora_alpha: float = field(16.0, "adapters are scaled by this over their rank", above=0)
     lora_kernels: tuple[str, ...] = field(("^block_",), "kernels that get an adapter", pattern=True)
     clip_norm: float = field(0.0, "largest global gradient norm; 0: no clipping", least=0)
-    sam_rho: float = field(0.0, "radius of sharpness-aware minimisation (two gradients a step)", least=0)
+    sam_rho: float = field(0.0, "radius of sharpness-aware minimisation (two gradients per step)", least=0)
     ema: float = rate("decay of a running mean of the parameters, evaluated too; 0: none")
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Loss:
 
     name: LossName = field("softmax", "cross-entropy, or one binary one per class, summed")
     class_weights: str | tuple[float, ...] = field(
-        (), "balanced: examples / (classes * examples of a class); or a number a class; empty: all 1"
+        (), "balanced: examples / (classes * examples of a class); or a number per class; empty: all 1"
     )
     label_smoothing: float = rate("share of a label spread over all classes")
     mixup: float = field(0.0, "alpha of the Beta distribution that mixes two images; 0: none", least=0)
@@ -80,7 +80,7 @@ class Loss:
         check(self, "loss")
         weights = self.class_weights
         if isinstance(weights, str) and weights != BALANCED:
-            fail(f"loss.class_weights={weights} is not {BALANCED}, and not one number a class")
+            fail(f"loss.class_weights={weights} is not {BALANCED}, and not one number per class")
         if not isinstance(weights, str) and any(w <= 0 for w in weights):
             fail(f"loss.class_weights={weights} must be above 0: leave out the images of a class instead")
 
@@ -91,8 +91,8 @@ class Train:
 
     steps: int = field(0, "optimizer steps; 0: given by epochs", least=0)
     epochs: float = field(0.0, "passes over the training split; 0: given by steps", least=0)
-    batch_size: int = field(128, "examples a step, over all devices and hosts", least=1)
-    eval_batch_size: int = field(0, "examples an evaluation batch; 0: as batch_size", least=0)
+    batch_size: int = field(128, "examples per step, over all devices and hosts", least=1)
+    eval_batch_size: int = field(0, "examples per evaluation batch; 0: as batch_size", least=0)
     eval_every: int = field(0, "steps between evaluations; 0: only at the end", least=0)
     checkpoint_every: int = field(1000, "steps between checkpoints; the last step is always saved", least=1)
     best: BestName = field("top1", "metric of evaluations by which best/ is chosen; of loss the lowest")

@@ -109,7 +109,7 @@ def walk(
 
     Labels are those of `loader.Batch`.
 
-    `forward` is compiled, gives arrays with a row an example, and sees normalised images, or Patches. Each
+    `forward` is compiled, gives arrays with a row per example, and sees normalised images, or Patches. Each
     example comes once, in the order of the split, but for those that cannot be read. `on_progress` is called
     after each batch with how many are done, `which` before it is yielded with the places of its examples.
     """

@@ -26,7 +26,7 @@ class Vitals(NamedTuple):
     """What is measured, by part; quantities that a model does not have are empty.
 
     `grad_norm` is of the mean loss over the examples measured, `update_ratio` the norm of the update that
-    they would cause over that of the parameters, both of what is trained. `attention_logit`,
+    they would cause over that of the parameters, both over the trained parameters only. `attention_logit`,
     `attention_entropy` and `dormant_units` are those of models/vitals.py, `dead_scales` the share of
     LayerScale's factors below DEAD_SCALE, `logit` the largest of the model's own. Where heads read one token
     alone, the last block is measured on that, unless it is scanned.

@@ -1,4 +1,4 @@
-"""Losses an example, float32 [b]. Dims: b batch, n examples of a data set, c classes."""
+"""Losses per example, float32 [b]. Dims: b batch, n examples of a data set, c classes."""
 
 import jax
 import jax.numpy as jnp

@@ -72,7 +72,7 @@ def check_batch(name: str, batch_size: int, mesh: Mesh, *, parts: int = 1) -> No
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A sharding a leaf: the largest dimension that `fsdp` divides is split, small arrays are whole.
+    """A sharding per leaf: the largest dimension that `fsdp` divides is split, small arrays are whole.
 
     Layers in one array are laid out as each of them would be.
     """

@@ -69,7 +69,7 @@ def _class_weights(weight_c: jax.Array, label_b: jax.Array, weight_b: jax.Array,
 def mix(
     image_bhwc: jax.Array, target_bc: jax.Array, *, key: jax.Array, cfg: Loss, by: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Float images and targets of the batch after mixup or CutMix, drawn once a batch; a coin chooses.
+    """Float images and targets of the batch after mixup or CutMix, drawn once per batch; a coin chooses.
 
     Each example meets the one `by` rows before it in the batch: with repeated augmentation another image,
     not another copy of its own. A row so near is on the same device, or on the next one.

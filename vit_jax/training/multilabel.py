@@ -28,7 +28,7 @@ class F1(NamedTuple):
 
 
 class MultiLabelEvaluator(Evaluator):
-    """As `Evaluator`, of sources of several labels an example."""
+    """As `Evaluator`, of sources of several labels per example."""
 
     def __init__(self, model: nn.Module, spec: Spec, mesh: Mesh, batch_size: int) -> None:
         super().__init__(model, spec, mesh, batch_size)
@@ -68,20 +68,18 @@ class MultiLabelEvaluator(Evaluator):
         return summarise(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
 
 
-def summarise(
-    logits_nc: np.ndarray, label_nc: np.ndarray, threshold_c: np.ndarray | float = 0.0
-) -> dict[str, float]:
+def summarise(logits_nc: np.ndarray, label_nc: np.ndarray) -> dict[str, float]:
     """{"examples", "map", "f1_micro", "f1_macro", "top1", "worst", "worst_class", "loss"}.
 
-    Labels are 0 or 1, `threshold_c` logits from which on a class is predicted. "map" is the mean of the
-    average precisions of the classes that have examples, "worst" the least of them, that of "worst_class";
-    "top1" is the share of examples whose likeliest class is one of theirs; "loss" the binary cross-entropies
-    of the classes, summed, a mean over examples. Raises UserError if there are no examples.
+    Labels are 0 or 1; a class is predicted from a logit of 0 on. "map" is the mean of the average precisions
+    of the classes that have examples, "worst" the least of them, that of "worst_class"; "top1" is the share
+    of examples whose likeliest class is one of theirs; "loss" the binary cross-entropies of the classes,
+    summed, a mean over examples. Raises UserError if there are no examples.
     """
     want_examples(len(label_nc))
     own_nc, z_nc = np.asarray(label_nc) > 0, np.asarray(logits_nc, np.float64)
     precision_c = average_precisions(z_nc, own_nc)
-    f1 = f1_scores(z_nc >= threshold_c, own_nc)
+    f1 = f1_scores(z_nc >= 0, own_nc)
     known = bool(own_nc.any())
     best_n = np.take_along_axis(own_nc, z_nc.argmax(axis=1)[:, None], axis=1)[:, 0]
     return {

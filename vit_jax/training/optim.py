@@ -47,7 +47,7 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     """optax's transformation of this name, to the bit: two scalars are chosen instead of every element.
 
     XLA's kernels of an update are half as long. To multiply by one scalar would save more of them, but then
-    XLA keeps more of the new state beside the old (tests/test_memory.py).
+    XLA keeps more of the new state beside the old (tests/training/test_memory.py).
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:

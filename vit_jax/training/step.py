@@ -36,7 +36,7 @@ class Sums(NamedTuple):
 
 
 class EvalSums(NamedTuple):
-    """Float32 sums over examples: loss, hits among the best five, and a class hits and examples [c].
+    """Float32 sums over examples: loss, hits among the best five, and hits and examples per class [c].
 
     `confusion_cc` counts examples by true and predicted class; None where there are too many classes.
     """
@@ -74,7 +74,7 @@ class Teacher(NamedTuple):
 class Recipe:
     """All that a step needs beside arrays; `optimizer` is made from `optim` and the length of the run.
 
-    `class_weights` are those of `loss.class_weights`, one a class; empty: all are 1. `repeats` is how many
+    `class_weights` are those of `loss.class_weights`, one per class; empty: all are 1. `repeats` is how many
     copies of an image follow one another in a batch.
     """
 

@@ -1,1 +1,1 @@
-"""Published weight files, in and out: one file a dialect."""
+"""Published weight files, in and out: one file per dialect."""

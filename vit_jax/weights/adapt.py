@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.fields import fail
+from vit_jax.fields import at_least, fail
 from vit_jax.models import flexi, posemb
 from vit_jax.sections import Config, LossName, Model, Preprocess
 from vit_jax.weights.report import Note, Report
@@ -40,8 +40,9 @@ class Wish:
             posemb.check_method(self.posemb_method)
         if not isinstance(self.image_size, int | tuple | None):
             fail(f"image_size={self.image_size!r} is neither a number of pixels nor (height, width)")
-        if self.patch_size is not None and self.patch_size < 1:
-            fail(f"patch_size={self.patch_size} must be at least 1")
+        for name in ("image_size", "patch_size"):
+            if (pixels := getattr(self, name)) is not None:
+                at_least(name, pixels, 1)
 
     @property
     def image_hw(self) -> tuple[int, int] | None:
@@ -114,8 +115,7 @@ def reset_head(weights: Weights, classes: int, *, keep_pre_logits: bool = True) 
 
     Raises UserError for a class count below 1.
     """
-    if classes < 1:
-        fail(f"classes={classes} must be at least 1")
+    at_least("classes", classes, 1)
     old, params, reset = weights.model, dict(weights.params), []
     dropped = bool(old.pre_logits) and not keep_pre_logits
     if dropped:

@@ -2,7 +2,7 @@
 
 A row names the array of theirs that holds a parameter of ours, which of its equal parts along the first axis
 is meant (a fused qkv has three), and the layout of that part. Layouts are views: no number is computed, so
-both ways keep every bit. Dims: i inputs, o outputs, h heads, k features a head, y x kernel.
+both ways keep every bit. Dims: i inputs, o outputs, h heads, k features per head, y x kernel.
 """
 
 import dataclasses

@@ -3,20 +3,18 @@
 import base64
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vit_jax import paths, staging
+from vit_jax.errors import first_line
 from vit_jax.fields import fail
 
 CHUNK = 2**20
@@ -58,16 +56,17 @@ def download(address: str) -> Path:
             if error.code != 416:
                 fail(f"{address}: the server answers {error.code} {error.reason}: check the address")
             part.unlink(missing_ok=True)
-        except (urllib.error.URLError, OSError) as error:
+        except (http.client.HTTPException, OSError) as error:
             if attempt + 1 == ATTEMPTS:
-                fail(f"{address} could not be read ({error}): check the connection and try again, it resumes")
+                what = f"{address} could not be read ({first_line(error)})"
+                fail(f"{what}: check the connection and try again, it resumes")
     part.replace(path)
     part.with_suffix(".json").unlink(missing_ok=True)
     return path
 
 
 def _resume(address: str, url: str, part: Path) -> None:
-    """Bring `part` to its full length. Raises OSError where the connection ends before that."""
+    """Bring `part` to its full length. Raises OSError or HTTPException where the connection ends early."""
     note = part.with_suffix(".json")  # the version of the file that the part is of
     tag = json.loads(note.read_text())["etag"] if note.exists() and part.exists() else ""
     start = part.stat().st_size if tag else 0
@@ -79,9 +78,11 @@ def _resume(address: str, url: str, part: Path) -> None:
         length = reply.headers.get("Content-Length")
         total = start + int(length) if length else None
         note.write_text(json.dumps({"etag": reply.headers.get("ETag", "")}))
-        with part.open("ab" if start else "wb") as file:
-            for chunk in _bar(_chunks(reply), part.name.removesuffix(".part"), start, total):
+        name, mode = part.name.removesuffix(".part"), "ab" if start else "wb"
+        with part.open(mode) as file, staging.progress(name, total, start) as advance:
+            while chunk := reply.read1(CHUNK):  # keeps what arrived before a break, unlike read
                 file.write(chunk)
+                advance(len(chunk))
         size = part.stat().st_size
         if total is not None and size < total:
             raise OSError(f"the connection ended at {size:,} of {total:,} bytes")
@@ -119,17 +120,3 @@ def _with_credentials(address: str) -> Path:
     if not found.exists():
         fail(f"{address} is not there: check the address")
     return found
-
-
-def _chunks(reply: Any) -> Iterator[bytes]:
-    while chunk := reply.read(CHUNK):
-        yield chunk
-
-
-def _bar(chunks: Iterator[bytes], name: str, start: int, total: int | None) -> Iterator[bytes]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, completed=start, total=total)
-        for chunk in chunks:
-            yield chunk
-            progress.update(task, advance=len(chunk))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.extras import need
 from vit_jax.fields import fail
 from vit_jax.weights.formats import hf_folder, safetensors
@@ -64,7 +64,7 @@ class Repository(NamedTuple):
             cached = self.hub.try_to_load_from_cache(self.name, file, revision=self.revision)
             if cached is not None:  # a note that the Hub has no such file
                 return None
-            why = _line(error.__cause__ or error)
+            why = first_line(error.__cause__ or error)
             self.refuse(f"{file} of {self.name} is not in the cache, nor can the Hub be asked ({why})", error)
         except errors.RevisionNotFoundError as error:
             self.refuse(f"{self.name} on the Hub has no revision {self.revision}", error)
@@ -79,20 +79,17 @@ class Repository(NamedTuple):
         except errors.HFValidationError as error:
             self.refuse("it is no name of the Hub either", error)
         except (errors.HTTPError, OSError) as error:
-            self.refuse(f"{file} of {self.name} could not be read from the Hub ({_line(error)})", error)
+            self.refuse(f"{file} of {self.name} could not be read from the Hub ({first_line(error)})", error)
 
     def files(self) -> list[str]:
         """The names of all files. Raises UserError."""
         try:
             return self.hub.HfApi().list_repo_files(self.name, revision=self.revision)
         except (self.hub.errors.HTTPError, OSError) as error:
-            self.refuse(f"the files of {self.name} on the Hub could not be listed ({_line(error)})", error)
+            self.refuse(
+                f"the files of {self.name} on the Hub could not be listed ({first_line(error)})", error
+            )
 
     def refuse(self, why: str, error: BaseException | None = None) -> NoReturn:
         """Raise UserError, which says what is not on this machine and what is wrong with the Hub's."""
         raise UserError(f"{self.absent}, and {why}") from error
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what another package says."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from vit_jax import paths
 from vit_jax.fields import fail
-from vit_jax.sections import UNTOLD, Model, Preprocess
+from vit_jax.sections import NOT_IN_FILES, Model, Preprocess
 from vit_jax.weights import dialects, layout, load, prefixes
 from vit_jax.weights.dialect import Dialect, Flat
 from vit_jax.weights.formats import hf_folder, npz, processors, safetensors
@@ -124,7 +124,7 @@ def _check_kept(arrays: Flat, model: Model, into: Dialect, numerics: dict[str, A
     found = load.translate(shapes, prefixes.prefix_of(shapes) or "", model.heads)
     inferred = load.infer(found, numerics, stored_hw=model.image_hw, image_hw=None)
     wanted, read = dataclasses.asdict(model), dataclasses.asdict(inferred)
-    lost = [k for k in wanted if k not in UNTOLD | free and wanted[k] != read[k]]
+    lost = [k for k in wanted if k not in NOT_IN_FILES | free and wanted[k] != read[k]]
     if not lost:
         return
     fields = ", ".join(f"model.{k}={wanted[k]} (read as {read[k]})" for k in lost)

@@ -33,7 +33,7 @@ GELU = {
     "silu": "exact",
 }
 ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
-MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid a class
+MULTI_LABEL = "multi_label_classification"  # transformers' name of a sigmoid per class
 
 
 def read(folder: Path, weights: str = WEIGHTS) -> FolderFacts:

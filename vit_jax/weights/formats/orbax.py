@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from vit_jax import paths
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, first_line
 from vit_jax.paths import Path
 
 CHECKPOINTS, BEST = "checkpoints", "best"  # folders of numbered steps in that of a run
@@ -217,4 +217,4 @@ def root_cause(error: BaseException) -> str:
     full = os.strerror(errno.ENOSPC)
     if full in str(error):
         return full  # it comes after several long paths
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:200]
+    return f"{type(error).__name__}: {first_line(error)}"[:200]

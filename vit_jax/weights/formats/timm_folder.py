@@ -149,8 +149,8 @@ def _one_of(known: dict[str, str], value: Any, what: str) -> Any:
     return known[value]
 
 
-# open_clip's keys: of its towers, and of the image tower, as they stand in configs of published models. What
-# is said of texts, of training and of shapes is told elsewhere.
+# open_clip's keys: of its towers, and of the image tower, as they stand in configs of published models. Keys
+# about texts, training and shapes are accepted and ignored: the arrays give the shapes.
 MODEL = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_bias"}
 MODEL |= {"init_logit_scale", "nonscalar_logit_scale", "multimodal_cfg"}
 VISION = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "patch_dropout"}
