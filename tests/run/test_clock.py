@@ -134,7 +134,7 @@ def test_this_process_began_before_now():
 def test_a_run_tells_where_its_time_went_and_which_steps_it_repeats(tmp_path, capsys):
     rows = lambda: [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = lambda: [row for row in rows() if "train/loss" in row]
-    cfg = tiny(steps=12, eval_every=6, log_every=2)
+    cfg = tiny(steps=12, eval_every=6, log_every=2, checkpoint_every=7)
     loop.run(cfg, tmp_path)
     for row in trained():
         assert math.fsum(shares(row).values()) == pytest.approx(1)
