@@ -210,7 +210,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 def test_folders_without_images_say_what_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no images for training: want one folder a class"):
+    with pytest.raises(UserError, match="has no images for training: want one folder per class"):
         sources.open_split(Data(name="folder", dir=str(tmp_path)), train=True)
     with pytest.raises(UserError, match="is not a folder"):
         sources.open_split(Data(name="folder", dir=str(tmp_path / "none")), train=True)

@@ -78,10 +78,10 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     """(the command line, its data fields). Raises UserError."""
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("ref", help=REF)
-    parser.add_argument("--batch_size", type=int, default=128, help="examples a batch (default: 128)")
+    parser.add_argument("--batch_size", type=int, default=128, help="examples per batch (default: 128)")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
     parser.add_argument("--patch_size", type=int, help="resize the patch embedding for patches of this size")
-    parser.add_argument("--table", action="store_true", help="print a line a class, the worst first")
+    parser.add_argument("--table", action="store_true", help="print a line per class, the worst first")
     parser.add_argument(
         "--confusion", type=output_path(*FIGURES), help="draw the confusion matrix to this file"
     )

@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="passes of linear heads (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of what is held out, drawn and shuffled")
     parser.add_argument("--image_size", type=int, help="resize the position embedding for this size")
-    parser.add_argument("--batch_size", type=int, default=128, help="images a batch (default: 128)")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per batch (default: 128)")
     parser.add_argument(
         "--cache", type=nonempty_path, help="folder of features (default: in the user's cache)"
     )

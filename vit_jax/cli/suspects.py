@@ -34,7 +34,7 @@ def find(args: argparse.Namespace, probed: "Probed", linear: dict[str, Any]) -> 
 
 
 def text(rows: list[dict[str, Any]]) -> str:
-    """One line an example, the most suspect first."""
+    """One line per example, the most suspect first."""
     if not rows:
         return "suspected wrong labels: none, all of the train split is classified as labelled"
     lines = [

@@ -137,7 +137,7 @@ def want_one_class(source: Source, field: str, value: bool | str) -> None:
 
 
 def read_labels(source: Source) -> np.ndarray:
-    """int32 [size] of a source of one label an example, read without decoding where it does not know them.
+    """int32 [size] of a source of one label per example, read without decoding where it does not know them.
 
     -1 stands for an example that cannot be read.
     """

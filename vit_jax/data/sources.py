@@ -190,7 +190,7 @@ def folder(cfg: Data, *, train: bool) -> Source:
     if not files:
         use = "training" if train else "evaluation"
         raise UserError(
-            f"data.dir={split_dir} has no images for {use}: want one folder a class, with images in it, "
+            f"data.dir={split_dir} has no images for {use}: want one folder per class, with images in it, "
             "or data.name=table for a metadata.csv"
         )
     found, labels = zip(*files, strict=True)

@@ -47,7 +47,7 @@ class Listed(Labelled):
         names, folder = [self.name, *self.images], paths.of(self.name).parent
         if not paths.in_bucket(folder):
             return paths.stats(names)
-        below = {file.path: file for file in paths.files_below(folder)}  # one request, and not one an image
+        below = {file.path: file for file in paths.files_below(folder)}  # one request, not one per image
         known, others = [below[name] for name in names if name in below], (n for n in names if n not in below)
         return sorted([*known, *paths.stats(others)])
 
@@ -129,7 +129,7 @@ def _below(folder: Path, name: str) -> str:
 
 def _absent(folder: Path, images: list[str]) -> list[str]:
     if paths.in_bucket(folder):
-        there = {file.path for file in paths.files_below(folder)}  # one request, and not one an image
+        there = {file.path for file in paths.files_below(folder)}  # one request, not one per image
         return [name for name in images if name.startswith(f"{folder}/") and name not in there]
     return [name for name in images if not paths.SCHEME.fullmatch(name) and not os.path.isfile(name)]
 

@@ -222,7 +222,7 @@ def _whole(optim: Optim, params: Any, pack: Callable[[Any], Any], mesh: Mesh) ->
 
 
 def _class_weights(cfg: Config, classes: int, source: Source) -> tuple[float, ...]:
-    """`loss.class_weights` as numbers. Raises UserError unless there is one a class."""
+    """`loss.class_weights` as numbers. Raises UserError unless there is one per class."""
     weights = cfg.loss.class_weights
     if isinstance(weights, str):
         return losses.balanced(read_labels(source), classes)

@@ -120,7 +120,7 @@ def _from_file(place: Place, wish: Wish) -> Weights:
 
 
 def _names(given: tuple[str, ...], classes: int, name: str) -> tuple[str, ...]:
-    """One name a class, or none. Raises UserError for more names than the head has classes."""
+    """One name per class, or none. Raises UserError for more names than the head has classes."""
     if not given or not classes:
         return ()
     if len(given) > classes:
