@@ -1,6 +1,8 @@
 """The strictest JAX there is: eight CPU devices, no silent promotion of dtypes or ranks."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 from environments import QUICK_COMPILE
@@ -10,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
     f"{QUICK_COMPILE} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 )
 
+if threading.current_thread() is threading.main_thread():
+    # What a shell runs in the background ignores Ctrl-C, and so would all processes that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real Hub
 
 import jax

@@ -18,7 +18,7 @@ from vit_jax.data.source import Splits
 from vit_jax.run import loop, provenance
 from vit_jax.training import mesh as meshes
 
-pytestmark = pytest.mark.usefixtures("optax_dtypes")
+pytestmark = [pytest.mark.usefixtures("optax_dtypes"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,6 @@ PLANTED = {
 SLOW = {"device count"}  # a program of its own to compile
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "cause", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in PLANTED]
 )

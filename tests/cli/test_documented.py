@@ -130,6 +130,7 @@ def test_there_are_commands_of_every_kind():
     assert UNTRIED.keys() <= {command for _, command in COMMANDS}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("page", "command"), TRAINING)
 def test_a_documented_training_command_is_set_up(place, one_device, capsys, page, command):
     _, words = as_module(command)
@@ -149,6 +150,7 @@ def test_a_documented_training_command_is_set_up(place, one_device, capsys, page
     jax.eval_shape(setup.step, setup.forms.packed, setup.batch_like(), None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("page", "command"), OTHERS)
 def test_a_documented_command_does_what_is_said(place, monkeypatch, capsys, page, command):
     name, words = as_module(command)

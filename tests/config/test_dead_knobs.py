@@ -185,6 +185,7 @@ def teacher_of(cfg):
     return Weights(model, params, (), config.preprocess_of(cfg.data), Report("nowhere.npz", "official", 0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", IN_THE_STEP)
 def test_another_value_is_another_step(lowered, name):
     differ(lowered, name, IN_THE_STEP)

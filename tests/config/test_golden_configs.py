@@ -3,7 +3,7 @@
 A change of a recipe, a default, a parameter's name or shape, or of what decays or is split, shows as a diff
 of these texts. After an intended change, renew them and review the diff:
 
-    pytest -n 0 tests/config/test_golden_configs.py --golden-update
+    pytest -n 0 -m '' tests/config/test_golden_configs.py --golden-update
 """
 
 import difflib
@@ -24,7 +24,7 @@ from vit_jax.training import optim, tables
 TEXTS = GOLDEN / "configs"
 # Training examples, classes.
 DATA = {**sources.PUBLISHED, "digits": (1_438, 10), "folder": (2_000, 10)}
-RENEW = "if intended, renew it: pytest -n 0 tests/config/test_golden_configs.py --golden-update"
+RENEW = "if intended, renew it: pytest -n 0 -m '' tests/config/test_golden_configs.py --golden-update"
 MOST_LINES = 90  # of a text, so that a person reviews it
 
 
@@ -136,6 +136,7 @@ def update(request):
     return request.config.getoption("--golden-update")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("path", "arg"), RECIPES, ids=lambda x: getattr(x, "stem", x))
 def test_a_config_file_means_what_its_text_says(path, arg, update):
     text = describe(path, arg)

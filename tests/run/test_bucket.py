@@ -103,6 +103,7 @@ def test_init_and_rerun_take_it(gs, run, local, tmp_path):
     assert read_config(RUN) == tiny(**SHORT)
 
 
+@pytest.mark.long
 def test_another_config_is_refused_and_a_second_run_too(gs, run, monkeypatch):
     with pytest.raises(UserError, match="holds a run of another config"):
         loop.run(tiny(**SHORT | {"steps": 30}), run)
@@ -127,6 +128,7 @@ def test_an_unsound_step_is_set_aside_and_the_one_before_used(gs, address, confi
     assert orbax.steps_in(address / "checkpoints") == [14, 20]
 
 
+@pytest.mark.long
 def test_steps_are_listed_by_one_request(run, gs):
     gs.requests.clear()
     assert orbax.steps_in(run / "checkpoints") == [14, 20]

@@ -63,6 +63,7 @@ def run(folder, tmp_path_factory, optax_dtypes, one_device):
     return workdir, begun[0], len(compiled) - begun[0]
 
 
+@pytest.mark.long
 def test_a_folder_of_mixed_aspects_trains_and_names_its_classes(run, folder):
     workdir, _, _ = run
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -90,6 +91,7 @@ def test_a_folder_of_mixed_aspects_trains_and_names_its_classes(run, folder):
     assert tokens.shape == (2, 1 + 16, 16)
 
 
+@pytest.mark.long
 def test_commands_see_images_as_the_run_did(run, folder, monkeypatch, capsys):
     workdir, path = run[0], folder / "val" / "dark" / "0.png"  # 40 x 12 pixels
     code, out, _ = call(monkeypatch, capsys, evaluate, workdir, "--json")
@@ -106,6 +108,7 @@ def test_commands_see_images_as_the_run_did(run, folder, monkeypatch, capsys):
     assert (code, "sees images at their own aspect" in err[-1]) == (2, True)
 
 
+@pytest.mark.long
 def test_an_epoch_compiles_at_most_five_programs(run):
     _, before, compiled = run
     assert before > 0

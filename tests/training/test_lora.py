@@ -100,6 +100,7 @@ def run(init, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_run_learns_and_keeps_little(init, run):
     before = vit_jax.load(init)
     after = vit_jax.load(run)
@@ -119,6 +120,7 @@ def test_a_run_learns_and_keeps_little(init, run):
     )
 
 
+@pytest.mark.long
 def test_what_is_converted_has_the_merged_logits(run, tmp_path, monkeypatch, capsys):
     loaded = vit_jax.load(run)
     assert call(monkeypatch, capsys, convert, run, tmp_path / "w.npz", "--dialect", "official")[0] == 0
@@ -156,6 +158,7 @@ def test_other_forms_of_the_step_take_the_same_way(init, run, tmp_path, more):
         np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)  # float32 in another order
 
 
+@pytest.mark.long
 def test_a_run_is_read_where_a_mesh_of_several_devices_is_set(init, run):
     with jax.set_mesh(mesh_of(8)):
         within = [vit_jax.load(ref).params for ref in (init, run)]
@@ -202,6 +205,7 @@ def test_a_base_that_is_gone_or_another_is_one_line(init, tmp_path):
         assert vit_jax.load(tmp_path / "run" / kept).spec.model.classes == 10
 
 
+@pytest.mark.long
 def test_a_run_that_is_the_base_is_noted_and_info_tells_it(init, run, monkeypatch, capsys):
     log = (run / "log.txt").read_text()
     assert f"note: adapters need {init}/best/" in log
@@ -228,6 +232,7 @@ def test_fields_that_mean_nothing_are_refused(init, one_device):
         set_up(cfg, one_device, data)
 
 
+@pytest.mark.long
 def test_a_plan_counts_all_and_what_is_trained(init):
     made = plan.make(of(init), sources.open_splits(tiny().data))
     assert made.parameters == 3962
