@@ -149,10 +149,15 @@ def load(ref: str | os.PathLike[str], params: Any) -> Calibration | None:
 
     A run that goes on, or a file that is written again, leaves such a one. Raises UserError for a broken one.
     """
-    if (model := paths.at_hand(ref)) is None or not (path := _beside(model)).is_file():
+    if (model := paths.at_hand(ref)) is None:
+        return None
+    path = _beside(model)
+    with paths.reached(path):
+        text = path.read_text() if path.is_file() else None
+    if text is None:
         return None
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(text)
         found = Calibration(
             float(tree["temperature"]),
             tuple(map(float, tree["scores"])),

@@ -95,8 +95,10 @@ def _result(ref: str) -> dict[str, Any] | None:
     """The last evaluation in a run's metrics."""
     from vit_jax.run.workdir import Workdir, metrics_in
 
-    folder = paths.at_hand(ref)
-    rows = metrics_in(Workdir(folder).metrics) if folder is not None else []
+    if (folder := paths.at_hand(ref)) is None:
+        return None
+    with paths.reached(folder):
+        rows = metrics_in(Workdir(folder).metrics)
     return next((row for row in reversed(rows) if "eval/top1" in row), None)
 
 
