@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from marks import one_by_default
 
 from vit_jax.errors import UserError
 from vit_jax.models import build, posemb
@@ -49,7 +50,7 @@ def logits(cfg: Model, params, size_hw: tuple[int, int]) -> np.ndarray:
     return np.asarray(jax.jit(build.build(cfg).apply)({"params": params}, images(*size_hw)))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", one_by_default(FORMS))
 def test_a_model_at_another_size_is_the_one_loaded_for_it(form):
     own = weights(**FORMS[form])
     for size_hw in SIZES:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import one_by_default
 from small_models import BEIT, DINOV3, HYBRID, MIXER, SMALL, shapes
 
 from vit_jax.errors import UserError
@@ -57,7 +58,7 @@ def run(cfg: Model, params: Any, *, scan: bool = False, **kwargs: Any) -> Any:
     return apply(params, images_bhwc)
 
 
-@pytest.mark.parametrize("name", variants.PUBLISHED)
+@pytest.mark.parametrize("name", one_by_default(variants.PUBLISHED))
 def test_a_published_variant_has_the_published_number_of_parameters(name):
     cfg = Model(**variants.model(name), classes=1000)
     assert sum(int(np.prod(shape)) for shape in layout.shapes(cfg).values()) == COUNTS[name]
@@ -169,7 +170,9 @@ def test_swiglu_is_its_formula():
 
 
 @pytest.mark.parametrize("base", [SMALL, MIXER, DINOV3, BEIT], ids=["vit", "mixer", "dinov3", "beit"])
-@pytest.mark.parametrize("change", [{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
+@pytest.mark.parametrize(
+    "change", one_by_default([{"scan": True}, {"remat": "full"}, {"scan": True, "remat": "dots"}])
+)
 def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
     cfg = Model(**base)
     params = fresh(cfg)
@@ -189,7 +192,9 @@ def test_scan_and_remat_change_neither_answers_nor_gradients(base, change):
     assert jax.eval_shape(init) == jax.eval_shape(lambda: init(**change))
 
 
-@pytest.mark.parametrize("change", [{}, {"distill_token": True}, {"registers": 2, "layer_scale": 0.1}])
+@pytest.mark.parametrize(
+    "change", one_by_default([{}, {"distill_token": True}, {"registers": 2, "layer_scale": 0.1}])
+)
 def test_the_last_block_computes_no_token_that_no_head_reads(change):
     cfg = Model(**SMALL | {"depth": 3} | change)
     params, model = fresh(cfg), build.build(cfg)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from marks import one_by_default
 
 from vit_jax.errors import UserError
 from vit_jax.models import build, posemb
@@ -64,7 +65,7 @@ def close(made, wanted):
     np.testing.assert_allclose(made, wanted, rtol=0, atol=RELATIVE * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", one_by_default(FORMS))
 def test_each_image_has_the_numbers_that_it_has_alone(form):
     cfg = dataclasses.replace(TINY, **FORMS[form])
     model, params = build.build(cfg), parameters(cfg)

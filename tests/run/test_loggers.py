@@ -48,6 +48,7 @@ def timeless(values):
     return {key: v for key, v in values.items() if not key[0].startswith(("time/", "train/images_per_s"))}
 
 
+@pytest.mark.long
 def test_a_table_has_each_line_once_after_a_kill(tmp_path):
     rows = killed_and_continued("csv", tmp_path)
     table = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))

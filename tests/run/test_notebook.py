@@ -70,6 +70,7 @@ def test_ten_lines_train_evaluate_predict_and_plot_in_one_process(tmp_path):
     assert last == f"{process.pid} True"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("optax_dtypes", "one_device")
 def test_a_thread_trains_on_data_of_its_own_and_leaves_nothing_behind(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)

@@ -259,6 +259,7 @@ def folder_config(directory, on_error):
     return config.parse(tree)
 
 
+@pytest.mark.long
 def test_a_folder_with_broken_files_trains_under_skip_and_names_them(broken_folder, tmp_path):
     directory, names = broken_folder
     outcome = loop.run(folder_config(directory, "skip"), tmp_path / "run")
@@ -321,6 +322,7 @@ def test_the_same_seed_gives_the_same_parameters(trained, tmp_path):
     assert final_digests(tmp_path) == final_digests(workdir)
 
 
+@pytest.mark.long
 def test_the_command_that_uses_a_run_can_be_pasted(tmp_path, capsys):
     loop.run(tiny(steps=6, eval_every=0), tmp_path / "my run")
     told = capsys.readouterr().out

@@ -30,6 +30,7 @@ def tree(**model):
     return c
 
 
+@pytest.mark.long
 def test_training_starts_from_a_file_at_another_resolution_with_a_fresh_head(tmp_path):
     c = tree(image_size=48, classes=7)
     c.init = str(GOLDEN / "vit_token.npz")
