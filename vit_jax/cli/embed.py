@@ -27,11 +27,11 @@ EXAMPLES = """examples:
   python -m vit_jax.cli.embed augreg/B_16 gs://bucket/photos --out features.parquet --data.on_error=skip
   find . -name '*.jpg' | python -m vit_jax.cli.embed runs/b16 - --layer -2 --pool none --out tokens.npz
 
-The file has `paths` and float32 `features`, a row per image in the order given, and `about`, a JSON
-object with the model, image size, block and pooling. Features are those of a block under the model's final
-norm; after the last block with --pool none, what timm calls forward_features and transformers
-last_hidden_state. They are in memory until all are made.
-Images are seen as the model's evaluation sees them; --data.field=value says otherwise, as for evaluate.
+The file has `paths` and float32 `features`, a row per image in the order given, and `about`, a JSON object
+with the model, image size, block and pooling. Features are those of a block under the model's final norm;
+after the last block with --pool none, what timm calls forward_features and transformers last_hidden_state.
+They are in memory until all are made. Images are seen as the model's evaluation sees them;
+--data.field=value says otherwise, as for evaluate.
 """
 
 

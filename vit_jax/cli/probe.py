@@ -164,7 +164,7 @@ def _features(args: argparse.Namespace, rest: list[str]) -> Probed:
     train, test = sources.open_splits(data)
     tell(train, test)
     if args.head:
-        probe_head.check(args, loaded, data, columns, len(train.class_names))
+        probe_head.check(args, loaded, data, columns, train.class_names)
     if train.multi_label or test.multi_label:
         raise UserError("the data gives several labels per image: probes are for one, so give such data")
     if train.class_names != test.class_names:

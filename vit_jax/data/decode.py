@@ -94,7 +94,7 @@ def open_pillow(data: bytes, name: str) -> Image.Image:
     except (
         Exception
     ) as e:  # whatever a decoder makes of hostile bytes: struct.error, IndexError, MemoryError ...
-        what = "is empty" if not data else f"is not a readable image: {_told(e)}"
+        what = "is empty" if not data else f"is not a readable image: {_reason(e)}"
         raise BrokenExample(f"{name} {what}") from e
 
 
@@ -218,7 +218,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     return out[..., None] if out.ndim == 2 else out
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it has no known format"  # Pillow's message names an object in memory
     return first_line(error)

@@ -7,6 +7,7 @@ and devices. With `data.balance` the order is that of balance.py, as much a func
 Dims: b rows of this host, h w pixels, c channels.
 """
 
+import abc
 import dataclasses
 import functools
 import gc
@@ -60,7 +61,7 @@ class Made(NamedTuple):
     broken: tuple[str, ...]
 
 
-class _Batches:
+class _Batches(abc.ABC):
     """`batches[step]`: rows of a source, each as the subclass makes it."""
 
     source: Source
@@ -94,9 +95,9 @@ class _Batches:
                 weight[i] = 1.0
         return Made(Batch(image, label, weight), tuple(broken))
 
+    @abc.abstractmethod
     def _row(self, position: int) -> tuple[np.ndarray | None, Label]:
         """Image and label at a position of the global stream; without an image it is padding."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Labelled(Source):
         return self.labels_n
 
     def note(self) -> str:
-        """How many examples are of no class."""
+        """A line with the number of images without a label; empty if each has one."""
         bare = int((~self.labels_n.any(axis=1)).sum()) if self.multi_label else 0
         return f"note: {self.name}: {bare:,} images have no label: they are of no class" if bare else ""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -18,15 +18,6 @@ FORMATS = {".npz": npz, ".safetensors": safetensors}
 NUMERICS = ("gelu", "norm_eps", "stem_eps")
 
 
-class Contents(NamedTuple):
-    """What a file holds: arrays, their dialect, the fields stated in it, and a folder's JSON files."""
-
-    arrays: Flat
-    dialect: Dialect
-    chosen: dict[str, Any]
-    beside: tuple[dict[str, Any], dict[str, Any]] | None  # config.json and preprocessor_config.json
-
-
 def write(
     path: str | os.PathLike[str],
     params: Any,
@@ -37,38 +28,17 @@ def write(
     class_names: tuple[str, ...] = (),
     loss: str = "softmax",
     numerics: Literal["same", "theirs"] = "same",
+    check_only: bool = False,
 ) -> None:
     """Write nested `params` (numpy or jax arrays) of `model` as float32, whole or not at all.
 
     `path` ends in .npz or .safetensors, or is a folder of transformers that `dialect="huggingface"` makes,
     with `preprocess` (the family's if None), `class_names` and `loss` in it. With `numerics="theirs"` a file
-    is also written where its readers will compute with another GELU or other epsilons than `model`. Raises
-    UserError if the parameters do not fit `model`, or if a file of the dialect cannot tell all of it.
+    is also written where its readers will compute with another GELU or other epsilons than `model`. With
+    `check_only` nothing is written. Raises UserError if the parameters do not fit `model`, or if a file of
+    the dialect cannot tell all of it.
     """
-    path = paths.of(path)
-    told: Any = {"preprocess": preprocess, "class_names": class_names, "loss": loss}
-    contents = contents_of(path, params, model, dialect=dialect, numerics=numerics, **told)
-    if contents.beside is None:
-        _put(path, model, contents)
-        return
-    paths.make_folder(path)
-    _put(path / hf_folder.WEIGHTS, model, contents)
-    hf_folder.write(path, *contents.beside)
-
-
-def contents_of(
-    path: paths.Path,
-    params: Any,
-    model: Model,
-    *,
-    dialect: str,
-    preprocess: Preprocess | None = None,
-    class_names: tuple[str, ...] = (),
-    loss: str = "softmax",
-    numerics: Literal["same", "theirs"] = "same",
-) -> Contents:
-    """What `write` would write. Raises UserError where it would, but for a disk that refuses."""
-    flat = flatten(params)
+    path, flat = paths.of(path), flatten(params)
     families = [d for d in dialects.DIALECTS if d.name == dialect]
     if not families:
         fail(f"dialect={dialect!r} cannot be written: use {', '.join(dialects.names())}")
@@ -79,7 +49,7 @@ def contents_of(
     homeless = [name for name in flat if into.theirs(name) is None] + into.lacks(model)
     if homeless:
         fail(f"{into.label} files cannot hold {', '.join(homeless)}: choose another dialect")
-    beside = None
+    beside = None  # config.json and preprocessor_config.json of a folder
     if path.suffix not in FORMATS:
         if into.config is None:
             fail(f"{path} ends in neither .npz nor .safetensors, and {into.name} is not written as a folder")
@@ -92,13 +62,20 @@ def contents_of(
     _check_kept(arrays, model, into, stated, set(NUMERICS) if numerics == "theirs" else set())
     if beside is not None and path.is_file():
         fail(f"{path} is a file, not a folder: name another")
-    return Contents(arrays, into, chosen, beside)
+    if check_only:
+        return
+    if beside is None:
+        _put(path, arrays, model, into, chosen)
+        return
+    paths.make_folder(path)
+    _put(path / hf_folder.WEIGHTS, arrays, model, into, chosen)
+    hf_folder.write(path, *beside)
 
 
-def _put(path: paths.Path, model: Model, contents: Contents) -> None:
-    options: dict[str, Any] = {"fields": contents.chosen} if contents.chosen else {}
-    heads = model.heads if contents.dialect.per_head else None
-    FORMATS[path.suffix].write(path, contents.arrays, image_hw=model.image_hw, heads=heads, **options)
+def _put(path: paths.Path, arrays: Flat, model: Model, into: Dialect, chosen: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"fields": chosen} if chosen else {}
+    heads = model.heads if into.per_head else None
+    FORMATS[path.suffix].write(path, arrays, image_hw=model.image_hw, heads=heads, **options)
 
 
 def flatten(params: Any) -> Flat:
